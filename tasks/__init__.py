@@ -1,0 +1,1 @@
+"""SeqIO registrations, one module a collection: the place where a user adds a corpus."""
