@@ -1,0 +1,237 @@
+"""Native checkpoints: one Orbax step holds the train state, the data position and the model's description.
+
+Layout of a run's folder:
+
+    OUTPUT_DIR/tokenizer/            tokenizer files, written once
+    OUTPUT_DIR/checkpoints/STEP/     state (Orbax), position (JSON), model (JSON: T5 config and scoring contract)
+
+A step is written to a temporary folder and renamed when it is complete, so a torn one is never restored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from inranker_jax.errors import InputError
+from inranker_jax.models import T5Config, t5
+from inranker_jax.prompts import ScoringContract, Tokenizer
+
+STEPS = "checkpoints"
+TOKENIZER = "tokenizer"
+METRIC = "validation_loss"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """What a checkpoint needs besides its arrays to score a pair."""
+
+    config: T5Config
+    contract: ScoringContract
+
+    def to_json(self) -> dict[str, Any]:
+        return {"config": self.config.to_hf_dict(), "contract": self.contract.to_dict()}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ModelDescription:
+        return cls(T5Config.from_hf_dict(stored["config"]), ScoringContract.from_dict(stored["contract"]))
+
+
+def _options(keep_latest: int, keep_best: int, read_only: bool) -> ocp.CheckpointManagerOptions:
+    latest = checkpoint_managers.LatestN(keep_latest)
+    best = checkpoint_managers.BestN(
+        get_metric_fn=lambda metrics: -metrics[METRIC], n=keep_best, keep_checkpoints_without_metrics=False
+    )
+    return ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
+        best_fn=lambda metrics: -metrics[METRIC],
+        read_only=read_only,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=not read_only,
+    )
+
+
+def _manager(folder: pathlib.Path, keep_latest: int = 1, keep_best: int = 1, read_only: bool = False) -> Any:
+    return ocp.CheckpointManager(
+        folder,
+        options=_options(keep_latest, keep_best, read_only),
+        item_names=("state", "position", "model"),
+        item_handlers={
+            "state": ocp.PyTreeCheckpointHandler(),
+            "position": ocp.JsonCheckpointHandler(),
+            "model": ocp.JsonCheckpointHandler(),
+        },
+    )
+
+
+class Checkpointer:
+    """Saves and restores the steps of one run; saves are asynchronous.
+
+    Args:
+      output_dir: the run's folder.
+      description: stored in every step.
+      tokenizer: its files are written once to `output_dir/tokenizer`.
+      keep_latest: how many of the newest steps are kept.
+      keep_best: how many of the steps with the lowest validation loss are kept beside them.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        description: ModelDescription,
+        tokenizer: Tokenizer,
+        keep_latest: int = 1,
+        keep_best: int = 1,
+    ) -> None:
+        root = pathlib.Path(output_dir).absolute()
+        self._description = description
+        if jax.process_index() == 0 and not (root / TOKENIZER).is_dir():
+            tokenizer.save(str(root / TOKENIZER))
+        self._manager = _manager(root / STEPS, keep_latest, keep_best)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        position: Mapping[str, Any],
+        validation_loss: float | None = None,
+    ) -> None:
+        """Starts saving a step; returns once the arrays of `state` may be overwritten.
+
+        Args:
+          step: the step's number; saving a step that is already there does nothing.
+          state: tree of arrays with string keys at its root, `params` among them.
+          position: the data position and whatever else is JSON.
+          validation_loss: decides which steps are the best.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(dict(state)),
+                position=ocp.args.JsonSave(dict(position)),
+                model=ocp.args.JsonSave(self._description.to_json()),
+            ),
+            metrics=None if validation_loss is None else {METRIC: float(validation_loss)},
+            force=True,
+        )
+
+    def restore(
+        self, abstract: Mapping[str, Any], step: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Restores a step, the newest by default.
+
+        Args:
+          abstract: tree like the saved state, of `jax.ShapeDtypeStruct` leaves that carry shardings; they may
+            belong to another mesh than the one that saved.
+          step: the step's number.
+
+        Returns:
+          The state and the stored data position.
+        """
+        target = dict(abstract)
+        restored = self._manager.restore(
+            self.latest_step if step is None else step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+                ),
+                position=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored["state"], restored["position"]
+
+    def wait(self) -> None:
+        """Blocks until every started save is complete."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves and releases the manager."""
+        self._manager.close()
+
+
+def _locate(path: str) -> tuple[pathlib.Path, int | None] | None:
+    """Resolves a run folder, its `checkpoints` folder or one step to (run folder, step or None)."""
+    folder = pathlib.Path(path).absolute()
+    if (folder / STEPS).is_dir():
+        return folder, None
+    if folder.name == STEPS and folder.is_dir():
+        return folder.parent, None
+    if folder.parent.name == STEPS and folder.name.isdigit() and folder.is_dir():
+        return folder.parent.parent, int(folder.name)
+    return None
+
+
+def is_native(path: str) -> bool:
+    """Whether `path` is a run's folder, its `checkpoints` folder, or one step in it."""
+    return _locate(path) is not None
+
+
+def load_parts(path: str) -> tuple[ModelDescription, Any, Tokenizer, str]:
+    """Loads what scoring needs: description, parameters (host arrays), tokenizer, and the step's path.
+
+    A run's folder gives the step with the lowest validation loss (the newest where none was validated); name
+    `OUTPUT_DIR/checkpoints/STEP` for another.
+
+    Raises:
+      InputError: there is no complete step, or the tokenizer's folder is missing.
+    """
+    located = _locate(path)
+    if located is None:
+        raise InputError(f"{path} is no training run: expected a folder with {STEPS}/STEP in it.")
+    root, step = located
+    if not (root / TOKENIZER).is_dir():
+        raise InputError(f"{root / TOKENIZER} is missing. Copy the whole run's folder, not only one step of it.")
+    manager = _manager(root / STEPS, read_only=True)
+    try:
+        if step is None:
+            best = manager.best_step()
+            step = best if best is not None else manager.latest_step()
+        if step is None:
+            raise InputError(f"{root / STEPS} has no complete checkpoint yet. Train for longer, or name another run.")
+        stored = manager.restore(step, args=ocp.args.Composite(model=ocp.args.JsonRestore()))
+        description = ModelDescription.from_json(stored["model"])
+        params = _restore_params(manager, step, description.config)
+    finally:
+        manager.close()
+    return description, params, Tokenizer.from_pretrained(str(root / TOKENIZER)), str(root / STEPS / str(step))
+
+
+def _restore_params(manager: Any, step: int, config: T5Config) -> Any:
+    target = {"params": t5.abstract_params(config)}
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
+        ),
+    )
+    return restored["state"]["params"]
+
+
+def load(path: str) -> Any:
+    """Loads a native checkpoint as a `LoadedModel`; see `load_parts` for which step."""
+    from inranker_jax.checkpoints import LoadedModel
+
+    description, params, tokenizer, source = load_parts(path)
+    return LoadedModel(
+        config=description.config,
+        params=params,
+        tokenizer=tokenizer,
+        contract=description.contract,
+        source=source,
+    )

@@ -1,0 +1,121 @@
+"""Everything that a step of training changes, as one pytree with a sharding for every leaf."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from inranker_jax.partitioning import LOGICAL_RULES, LogicalRules, param_shardings, replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The state of a run. Together with the integer data position, it decides all that follows.
+
+    Attributes:
+      step: int32 scalar, the number of optimiser steps taken.
+      params: nested dict of float32 arrays.
+      opt_state: the optax state.
+      dropout_key: uint32 key data of the run's dropout key; step `s` folds `s` into it.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    dropout_key: jax.Array
+
+    def as_tree(self) -> dict[str, Any]:
+        """The state as a dictionary, which is what a checkpoint holds; `TrainState(**tree)` undoes it."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def create(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state of step 0, from initial or imported parameters."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        dropout_key=jax.random.key_data(jax.random.key(seed)),
+    )
+
+
+def abstract_state(
+    abstract_params: Any,
+    logical_names: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: LogicalRules = LOGICAL_RULES,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the whole state, without allocating anything.
+
+    Optimiser moments that mirror a parameter take its sharding; other leaves (counts, Adafactor's factored row
+    and column statistics) are small and are replicated.
+
+    Returns:
+      A `TrainState` of `jax.ShapeDtypeStruct` leaves that carry their sharding.
+    """
+    shardings = param_shardings(mesh, logical_names, abstract_params, rules)
+    by_path = {
+        _names(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(abstract_params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        names = _names(path)
+        sharding = replicated(mesh)
+        for start in range(len(names)):
+            shape_and_sharding = by_path.get(names[start:])
+            if shape_and_sharding and shape_and_sharding[0] == leaf.shape:
+                sharding = shape_and_sharding[1]
+                break
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    shapes = jax.eval_shape(lambda params: create(params, optimizer, 0), abstract_params)
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def shardings_of(abstract: TrainState) -> TrainState:
+    """The tree of shardings of an abstract state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def initialise(
+    make_params: Callable[[], Any], optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
+) -> TrainState:
+    """Creates the state of step 0 directly in its shards: no device ever holds all of it.
+
+    Args:
+      make_params: traceable function that returns freshly initialised parameters.
+      optimizer: the optax optimiser.
+      seed: seed of the dropout key.
+      abstract: from `abstract_state`.
+    """
+    return jax.jit(
+        lambda: create(make_params(), optimizer, seed), out_shardings=shardings_of(abstract)
+    )()
+
+
+def from_params(
+    params: Any, optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
+) -> TrainState:
+    """Creates the state of step 0 from imported parameters, which are sharded one array at a time."""
+    shardings = shardings_of(abstract)
+    placed = jax.tree.map(_place, params, shardings.params)
+    return jax.jit(lambda p: create(p, optimizer, seed), out_shardings=shardings)(placed)
+
+
+def _place(value: Any, sharding: NamedSharding) -> jax.Array:
+    return jax.device_put(jnp.asarray(value, jnp.float32), sharding)

@@ -1,0 +1,205 @@
+"""The training and validation steps: pure functions of a state and a batch, jitted with shardings.
+
+A batch is a dictionary of global arrays, lists first (see `architecture.md`):
+
+- `tokens` int32 `[batch, list, length]`, 0 is padding;
+- `list_mask` bool `[batch, list]`, True for real documents;
+- `teacher_logits` float32 `[batch, list, 2]`, raw, in the order [false, true];
+- `relevance` float32 `[batch, list]`, 1, 0, or -1 where unknown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from inranker_jax import losses, train_state
+from inranker_jax.errors import InputError
+from inranker_jax.models import Compute, T5Config
+from inranker_jax.models import t5
+from inranker_jax.partitioning import batch_sharding, batch_ways, replicated
+from inranker_jax.train_state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """What a training step computes.
+
+    Attributes:
+      config: the student's architecture.
+      compute: activations' dtype and rematerialisation.
+      label_ids: vocabulary ids of the label pieces, (false, true), or a single one (RankT5).
+      loss: a function under the contract of `inranker_jax.losses`.
+      optimizer: the optax optimiser, clipping included.
+      accumulation: number of micro-batches into which a batch is split.
+    """
+
+    config: T5Config
+    compute: Compute
+    label_ids: tuple[int, ...]
+    loss: Callable[..., jax.Array]
+    optimizer: optax.GradientTransformation
+    accumulation: int = 1
+
+
+def false_true(logits: jax.Array) -> jax.Array:
+    """Brings label logits `[..., K]` to `[..., 2]` in the order [false, true].
+
+    A single relevance logit s (RankT5) becomes the centred pair [-s/2, s/2], whose difference is s.
+    """
+    if logits.shape[-1] == 2:
+        return logits
+    return jnp.concatenate([-logits / 2, logits / 2], axis=-1)
+
+
+def forward(spec: StepSpec, params: Any, tokens: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+    """The student's [false, true] logits.
+
+    Args:
+      spec: the step's definition.
+      params: the parameters.
+      tokens: int32 `[batch, list, length]`.
+      dropout_key: a key for dropout, or None for none.
+
+    Returns:
+      float32 `[batch, list, 2]`.
+    """
+    batch, list_size, length = tokens.shape
+    label_ids = jnp.asarray(spec.label_ids, jnp.int32)
+    rows = tokens.reshape(batch * list_size, length)
+    logits = t5.apply(
+        spec.config, params, rows, label_ids, compute=spec.compute, dropout_key=dropout_key
+    )
+    return false_true(logits).reshape(batch, list_size, 2)
+
+
+def counts(list_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Numbers of real documents and of lists with a real document, at least 1 each, as float32."""
+    documents = jnp.maximum(jnp.sum(list_mask), 1).astype(jnp.float32)
+    lists = jnp.maximum(jnp.sum(jnp.any(list_mask, axis=-1)), 1).astype(jnp.float32)
+    return documents, lists
+
+
+def global_mean(list_mask: jax.Array) -> Callable[..., jax.Array]:
+    """A `reduce_fn` that divides by the counts of a whole batch, so micro-batches add up exactly.
+
+    Losses per document `[batch, list]` are divided by the documents of the batch, losses per list `[batch]` by
+    its lists.
+    """
+    documents, lists = counts(list_mask)
+
+    def reduce_fn(values: jax.Array, where: jax.Array | None = None) -> jax.Array:
+        return jnp.sum(values, where=where) / (documents if values.ndim == 2 else lists)
+
+    return reduce_fn
+
+
+def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+    reduce_fn = global_mean(batch["list_mask"])
+    use_dropout = spec.config.dropout_rate > 0
+
+    def loss_fn(params: Any, part: Batch, part_key: jax.Array) -> jax.Array:
+        logits = forward(spec, params, part["tokens"], part_key if use_dropout else None)
+        return losses.call(spec.loss, logits, part, where=part["list_mask"], reduce_fn=reduce_fn)
+
+    if spec.accumulation == 1:
+        return jax.value_and_grad(loss_fn)(params, batch, key)
+
+    def split(value: jax.Array) -> jax.Array:
+        # Micro-batch i takes rows i, i + A, i + 2A, ...: every device keeps its own rows.
+        return value.reshape(-1, spec.accumulation, *value.shape[1:]).swapaxes(0, 1)
+
+    def body(carry: tuple[jax.Array, Any], scanned: tuple[Batch, jax.Array]) -> Any:
+        part, index = scanned
+        loss, gradients = jax.value_and_grad(loss_fn)(params, part, jax.random.fold_in(key, index))
+        return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], gradients)), None
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    parts = (jax.tree.map(split, dict(batch)), jnp.arange(spec.accumulation))
+    (loss, gradients), _ = jax.lax.scan(body, zeros, parts)
+    return loss, gradients
+
+
+def train_step(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One optimiser step.
+
+    Returns:
+      The next state, and float32 scalars: `loss` (mean over the batch), `grad_norm` (before clipping),
+      `documents`, `useful_tokens` (not padding) and `tokens` (padding included).
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
+    loss, gradients = _gradients(spec, state.params, batch, key)
+    updates, opt_state = spec.optimizer.update(gradients, state.opt_state, state.params)
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.global_norm(gradients),
+        "documents": jnp.sum(batch["list_mask"]),
+        "useful_tokens": jnp.sum(batch["tokens"] != spec.config.pad_token_id),
+        "tokens": jnp.asarray(batch["tokens"].size),
+    }
+    new_state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+    )
+    return new_state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+
+def validation_step(spec: StepSpec, params: Any, batch: Batch) -> Metrics:
+    """Sums over one validation batch: `loss` times documents, and `documents`; no dropout."""
+    logits = forward(spec, params, batch["tokens"])
+    reduce_fn = global_mean(batch["list_mask"])
+    loss = losses.call(spec.loss, logits, batch, where=batch["list_mask"], reduce_fn=reduce_fn)
+    documents = jnp.sum(batch["list_mask"]).astype(jnp.float32)
+    return {"loss": loss * documents, "documents": documents}
+
+
+def compile_steps(
+    spec: StepSpec, abstract: TrainState, mesh: Mesh
+) -> tuple[Callable[..., tuple[TrainState, Metrics]], Callable[..., Metrics]]:
+    """Jits the two steps with the mesh's shardings; the state's buffers are donated.
+
+    Args:
+      spec: the step's definition.
+      abstract: shapes and shardings from `train_state.abstract_state`.
+      mesh: the device mesh.
+
+    Returns:
+      `(train, validate)`: `train(state, batch) -> (state, metrics)`, `validate(params, batch) -> metrics`.
+    """
+    shardings = train_state.shardings_of(abstract)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    train = jax.jit(
+        lambda state, batch: train_step(spec, state, batch),
+        in_shardings=(shardings, rows),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+    validate = jax.jit(
+        lambda params, batch: validation_step(spec, params, batch),
+        in_shardings=(shardings.params, rows),
+        out_shardings=whole,
+    )
+    return train, validate
+
+
+def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Raises InputError unless `batch_size` splits into `accumulation` micro-batches over the mesh."""
+    ways = batch_ways(mesh)
+    if accumulation < 1 or batch_size < 1 or batch_size % (accumulation * ways):
+        step = max(accumulation, 1) * ways
+        near = max(step, batch_size // step * step)
+        raise InputError(
+            f"batch size {batch_size} does not split into {accumulation} micro-batches over {ways} devices "
+            f"(data x fsdp = {mesh.shape['data']} x {mesh.shape['fsdp']}). Use a multiple of {step}, such as {near}."
+        )
