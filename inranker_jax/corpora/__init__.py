@@ -1,0 +1,1 @@
+"""Readers of collections and label files in their published formats: one module per format, text only."""

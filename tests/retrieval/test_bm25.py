@@ -1,0 +1,169 @@
+"""BM25: Lucene's formula by hand, the published figures on real collections, and the edges."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from inranker_jax.corpora import beir
+from inranker_jax.errors import InputError
+from inranker_jax.records import Document, Query
+from inranker_jax.retrieval import BM25Index
+
+DOCUMENTS = [
+    Document("a", "shock wave wave", "boundary"),
+    Document("b", "wave"),
+    Document("c", "the of and"),
+    Document("d", "heat transfer plate heat heat plate"),
+    Document("e", ""),
+]
+
+
+def _lucene(term_frequency, length, document_frequency, count, average, k1, b):
+    idf = math.log(1 + (count - document_frequency + 0.5) / (document_frequency + 0.5))
+    return idf * term_frequency / (term_frequency + k1 * (1 - b + b * length / average))
+
+
+@pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (1.5, 0.75)])
+def test_scores_are_lucenes_formula(k1, b):
+    run = BM25Index.build(DOCUMENTS, k1=k1, b=b).search([Query("q", "Waves of SHOCK waves")])
+    # Lengths after stop words: 4, 1, 0, 6, 0; the query has "wave" twice, and it counts twice.
+    average = 11 / 5
+    wave_a, wave_b = (_lucene(tf, length, 2, 5, average, k1, b) for tf, length in [(2, 4), (1, 1)])
+    shock = _lucene(1, 4, 1, 5, average, k1, b)
+    assert list(run["q"]) == ["a", "b"]
+    np.testing.assert_allclose(list(run["q"].values()), [2 * wave_a + shock, 2 * wave_b], rtol=1e-6)
+
+
+def test_only_documents_with_a_match_come_back():
+    index = BM25Index.build(DOCUMENTS)
+    queries = [
+        Query("1", "heat"),
+        Query("2", "zebra"),
+        Query("3", ""),
+        Query("4", "the of and"),
+        Query("5", "?!"),
+    ]
+    run = index.search(queries, k=1000)
+    assert {query: list(documents) for query, documents in run.items()} == {
+        "1": ["d"], "2": [], "3": [], "4": [], "5": [],
+    }  # fmt: skip
+    assert index.search([], k=5) == {}
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 6, 7, 100])
+def test_ties_go_to_the_highest_id_whatever_the_order_of_the_corpus(k):
+    documents = [Document(str(i), "wave") for i in range(5)] + [
+        Document("x", "wave wave"),
+        Document("0z", "plate"),
+    ]
+    expected = ["x", "4", "3", "2", "1", "0"][:k]
+    for seed in range(5):
+        shuffled = [documents[i] for i in np.random.default_rng(seed).permutation(len(documents))]
+        assert list(BM25Index.build(shuffled).search([Query("q", "waves")], k)["q"]) == expected
+
+
+def test_cut_equals_the_head_of_the_whole_ranking():
+    random = np.random.default_rng(0)
+    documents = [Document(str(i), " ".join(random.choice(list("abcdefgh"), 6) + "x")) for i in range(300)]
+    index = BM25Index.build(documents, language="none")
+    whole = index.search([Query("q", "ax bx cx")], 1000)["q"]
+    for k in (1, 7, 50, 120):
+        head = index.search([Query("q", "ax bx cx")], k)["q"]
+        assert list(head.items()) == list(whole.items())[:k]
+
+
+def test_among_keeps_exactly_the_named_documents():
+    run = BM25Index.build(DOCUMENTS).search(
+        [Query("1", "wave"), Query("2", "heat"), Query("3", "heat")],
+        among={"1": ["b", "e", "c", "unknown"], "2": []},
+    )
+    assert list(run["1"]) == ["b", "e", "c"]
+    assert run["1"]["e"] == run["1"]["c"] == 0 < run["1"]["b"]
+    assert run["2"] == run["3"] == {}
+
+
+def test_corpus_without_words():
+    index = BM25Index.build([Document("1", ""), Document("2", "the")])
+    assert index.search([Query("q", "wave")]) == {"q": {}}
+    assert index.search([Query("q", "wave")], among={"q": ["1"]}) == {"q": {"1": 0.0}}
+
+
+def test_language_decides_stems_and_stop_words():
+    documents = [Document("1", "as perguntas para os navios"), Document("2", "navio"), Document("3", "para")]
+    found = BM25Index.build(documents, language="portuguese").search([Query("q", "para o navio")])
+    assert set(found["q"]) == {"1", "2"}
+    found = BM25Index.build(documents, language="none").search([Query("q", "para o navio")])
+    assert set(found["q"]) == {"1", "2", "3"}
+
+
+def test_bad_arguments_are_explained():
+    with pytest.raises(InputError, match="Did you mean 'portuguese'"):
+        BM25Index.build(DOCUMENTS, language="portugese")
+    with pytest.raises(InputError, match="without documents"):
+        BM25Index.build([])
+    with pytest.raises(InputError, match="'a' twice"):
+        BM25Index.build([*DOCUMENTS, Document("a", "x")])
+    with pytest.raises(InputError, match="k1=-1"):
+        BM25Index.build(DOCUMENTS, k1=-1)
+    with pytest.raises(InputError, match="at least 1; got 0"):
+        BM25Index.build(DOCUMENTS).search([Query("q", "wave")], 0)
+
+
+@pytest.mark.parametrize("jax_first", [False, True])
+def test_searching_is_silent_and_does_not_start_a_jax_backend(jax_first):
+    script = f"""
+import sys
+if {jax_first}:
+    import jax.lax
+from inranker_jax.records import Document, Query
+from inranker_jax.retrieval import BM25Index
+assert "bm25s" not in sys.modules
+found = BM25Index.build([Document("1", "wave")]).search([Query("q", "wave")])
+assert list(found["q"]) == ["1"]
+if {jax_first}:
+    assert jax.lax is sys.modules["jax.lax"] and jax.lax.top_k
+    from jax._src import xla_bridge
+    assert not xla_bridge.backends_are_initialized()
+else:
+    assert "jax" not in sys.modules and "jax.lax" not in sys.modules
+    import jax.lax
+    assert jax.lax.top_k
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "expected"),
+    [
+        ("scifact", "english", "0.676"),
+        ("cranfield", "english", "0.404"),
+        ("nfcorpus-stopped", "english", "0.327"),
+        ("cisi", "english", "0.368"),
+        ("pira-pt", "portuguese", "0.845"),
+        ("pira-en", "english", "0.875"),
+    ],
+)
+def test_published_figures(shared_data, name, language, expected):
+    assert f"{_ndcg(shared_data, name, language, judged_only=False):.3f}" == expected
+
+
+def test_published_figure_of_the_judged_pool(shared_data):
+    assert f"{_ndcg(shared_data, 'quati-human-pt', 'portuguese', judged_only=True):.3f}" == "0.845"
+
+
+def _ndcg(shared_data, name, language, judged_only):
+    import pytrec_eval
+
+    collection = beir.BeirCollection.load(shared_data / "beir" / name)
+    among = collection.qrels if judged_only else None
+    run = BM25Index.build(collection.documents.values(), language).search(
+        collection.judged_queries.values(), 1000, among
+    )
+    values = pytrec_eval.RelevanceEvaluator(collection.qrels, ["ndcg_cut_10"]).evaluate(run)
+    return sum(value["ndcg_cut_10"] for value in values.values()) / len(collection.qrels)
