@@ -1,0 +1,305 @@
+"""Layers of T5: norm, projections, MLP, encoder attention, and the attentions of a single decoder position.
+
+Every parameter carries logical axis names ("vocab", "embed", "heads", "mlp", "relpos_buckets") as NNX
+metadata. Names and shapes follow T5X: kernels are [in, out], and all heads of a projection share one axis.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from inranker_jax.models.config import Compute, T5Config
+
+# Finite, so that a row without any real token gets a uniform distribution instead of NaN.
+MASKED_SCORE = float(np.finfo(np.float32).min)
+
+_ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+def product(equation: str, left: jax.Array, right: jax.Array, dtype: str) -> jax.Array:
+    """`einsum` with operands in `dtype` and a float32 accumulator and result."""
+    return jnp.einsum(equation, left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes entries with probability `rate` and scales the others by `1 / (1 - rate)`; no key, no dropout.
+
+    The mask depends on the key and the shape only, never on how `x` is laid out over devices.
+    """
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def fold_in(key: jax.Array | None, data: int) -> jax.Array | None:
+    """A key for one place in the model; None stays None."""
+    return None if key is None else jax.random.fold_in(key, data)
+
+
+def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax over the last axis in float32, over the entries where `mask` (broadcastable) is True."""
+    return jax.nn.softmax(jnp.where(mask, scores, MASKED_SCORE), axis=-1)
+
+
+def relative_position_buckets(offsets: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
+    """Bidirectional relative-position buckets (T5, Raffel et al. 2020, section 2.1; `transformers` bit for bit).
+
+    Half of the buckets serve each direction. Half of those hold one distance each; the others grow
+    logarithmically up to `max_distance`, and the last one takes everything beyond.
+
+    Args:
+      offsets: int [...], position of the key minus position of the query.
+      num_buckets: number of buckets, for both directions together.
+      max_distance: distance from which the last bucket is used.
+
+    Returns:
+      int32, same shape, in `[0, num_buckets)`. For 32 buckets and distance 128: 0 -> 0, -3 -> 3, 3 -> 19,
+      -16 -> 10, 1000 -> 31.
+    """
+    per_side = num_buckets // 2
+    exact = per_side // 2
+    distance = np.abs(offsets)
+    # float32 throughout: transformers rounds these products in float32, and the buckets' edges depend on it.
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    grown = ratio / np.float32(math.log(max_distance / exact)) * np.float32(per_side - exact)
+    large = np.minimum(exact + grown.astype(np.int32), per_side - 1)
+    return (np.where(distance < exact, distance, large) + per_side * (offsets > 0)).astype(np.int32)
+
+
+class Embedding(nnx.Module):
+    """Token embedding table, [vocab, embed]."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
+        shape = (config.vocab_size, config.d_model)
+        self.embedding = normal_param(rngs, shape, ("vocab", "embed"), config.initializer_factor)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Rows of the table in float32: ids int32 [...] -> [..., embed].
+
+        An id beyond the table (a tokenizer of another model) gives NaN, where plain indexing would quietly
+        give the last row.
+        """
+        table = self.embedding[...]
+        return table.at[ids].get(mode="fill", fill_value=jnp.nan).astype(jnp.float32)
+
+
+class Projection(nnx.Module):
+    """Linear map without bias, kernel [in, out]."""
+
+    def __init__(
+        self, shape: tuple[int, int], names: tuple[str, str], std: float, dtype: str, *, rngs: nnx.Rngs
+    ) -> None:
+        self.dtype = dtype
+        self.kernel = normal_param(rngs, shape, names, std)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> float32 [..., out]."""
+        return product("...i,io->...o", x, self.kernel[...], self.dtype)
+
+
+class Norm(nnx.Module):
+    """Scaling by the inverse root mean square, in float32, without mean subtraction or bias."""
+
+    def __init__(self, config: T5Config) -> None:
+        self.epsilon = config.layer_norm_epsilon
+        self.scale = nnx.Param(
+            jnp.full((config.d_model,), config.initializer_factor, jnp.float32),
+            out_sharding=("embed",),
+            eager_sharding=False,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., embed] -> [..., embed]."""
+        x = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        scale = self.scale[...].astype(jnp.float32)
+        return x * inverse * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+class Mlp(nnx.Module):
+    """`wo(act(wi x))`, or `wo(act(wi_0 x) * wi_1 x)` when gated; dropout on the hidden layer."""
+
+    def __init__(self, config: T5Config, dtype: str, *, rngs: nnx.Rngs) -> None:
+        self.rate = config.dropout_rate
+        self.activation = config.activation
+        self.gated = config.gated
+        factor = config.initializer_factor
+        for name in ("wi_0", "wi_1") if config.gated else ("wi",):
+            shape, std = (config.d_model, config.d_ff), factor * config.d_model**-0.5
+            setattr(self, name, Projection(shape, ("embed", "mlp"), std, dtype, rngs=rngs))
+        shape, std = (config.d_ff, config.d_model), factor * config.d_ff**-0.5
+        self.wo = Projection(shape, ("mlp", "embed"), std, dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[..., embed] -> [..., embed]."""
+        activation = _ACTIVATIONS[self.activation]
+        hidden = activation(self.wi_0(x)) * self.wi_1(x) if self.gated else activation(self.wi(x))
+        return self.wo(dropout(hidden, self.rate, key))
+
+
+class RelativePositionBias(nnx.Module):
+    """Learned score for each head and relative-position bucket, [heads, relpos_buckets]."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
+        self.max_distance = config.relative_attention_max_distance
+        shape = (config.num_heads, config.relative_attention_num_buckets)
+        std = config.initializer_factor * config.d_model**-0.5
+        self.rel_embedding = normal_param(rngs, shape, ("heads", "relpos_buckets"), std)
+
+    def __call__(self, length: int) -> jax.Array:
+        """Bias float32 [1, heads, length, length], query position before key position.
+
+        A score depends on the offset `key - query` alone. So 2 * length values are looked up once, and each
+        row of the result is a window of them, one step further right per query. The windows come from
+        reshaping a repeated row, which keeps gather and scatter out of the program and its gradient.
+        """
+        table = self.rel_embedding[...].astype(jnp.float32)
+        # Offsets 0 .. length-1, one filler that no window shows, then -(length-1) .. -1.
+        offsets = np.concatenate([np.arange(length + 1), np.arange(1 - length, 0)])
+        buckets = relative_position_buckets(offsets, table.shape[1], self.max_distance)
+        row = jnp.take(table, jnp.asarray(buckets), axis=1)
+        heads, width = row.shape
+        rows = jnp.broadcast_to(row[:, None, :], (heads, length, width)).reshape(heads, length * width)
+        # Rows one entry shorter than the repeated row start one entry earlier each: row i begins at offset -i.
+        windows = rows[:, : length * (width - 1)].reshape(heads, length, width - 1)
+        return windows[None, :, :, :length]
+
+
+class Attention(nnx.Module):
+    """The four projections of one attention block, and the ways in which T5 with one decoder position uses them."""
+
+    def __init__(self, config: T5Config, dtype: str, *, rngs: nnx.Rngs) -> None:
+        self.heads = config.num_heads
+        self.rate = config.dropout_rate
+        self.dtype = dtype
+        width, inner, factor = config.d_model, config.inner_dim, config.initializer_factor
+        # T5 does not divide scores by sqrt(d_kv); the query's initialisation makes up for it.
+        stds = {"query": (width * config.d_kv) ** -0.5, "key": width**-0.5, "value": width**-0.5}
+        for name, std in stds.items():
+            kernel = Projection((width, inner), ("embed", "heads"), factor * std, dtype, rngs=rngs)
+            setattr(self, name, kernel)
+        self.out = Projection((inner, width), ("heads", "embed"), factor * inner**-0.5, dtype, rngs=rngs)
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        """[n, length, heads * d_kv] -> [n, heads, length, d_kv], the layout in which XLA's products are fastest."""
+        return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(1, 2)
+
+    def full(self, x: jax.Array, bias: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Self-attention over all positions (the encoder's).
+
+        Args:
+          x: [n, length, embed], normed.
+          bias: [1, heads, length, length].
+          mask: bool [n, 1, 1, length], True on real tokens.
+          key: dropout key or None.
+
+        Returns:
+          float32 [n, length, embed].
+        """
+        query, key_states, value = (self._split(p(x)) for p in (self.query, self.key, self.value))
+        scores = product("nhqd,nhkd->nhqk", query, key_states, self.dtype) + bias
+        weights = dropout(masked_softmax(scores, mask), self.rate, key)
+        context = product("nhqk,nhkd->nhqd", weights, value, self.dtype)
+        return self.out(context.swapaxes(1, 2).reshape(*x.shape[:-1], -1))
+
+    def single(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Self-attention of a sequence of one: the softmax of one score is 1, so only the values count.
+
+        Args:
+          x: [n, embed], normed.
+          key: dropout key or None; drops the one attention weight of each head.
+
+        Returns:
+          float32 [n, embed].
+        """
+        value = self.value(x).reshape(x.shape[0], self.heads, -1)
+        weights = dropout(jnp.ones((x.shape[0], self.heads, 1), jnp.float32), self.rate, key)
+        return self.out((value * weights).reshape(x.shape[0], -1))
+
+    def absorbed(self, x: jax.Array, encoded: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Cross-attention of one position without the keys and values of the source positions.
+
+        `q . (W_k e) = (W_k^T q) . e`, so the query is folded into W_k once; and
+        `sum_l p_l (W_v e_l) = W_v (sum_l p_l e_l)`, so W_v is applied to the pooled state. Both are exact.
+
+        Args:
+          x: [n, embed], normed.
+          encoded: [n, length, embed], the encoder's output.
+          mask: bool [n, 1, length], True on real tokens.
+          key: dropout key or None.
+
+        Returns:
+          float32 [n, embed].
+        """
+        by_head = (encoded.shape[-1], self.heads, -1)
+        query = self.query(x).reshape(x.shape[0], self.heads, -1)
+        folded = product("nhd,ehd->nhe", query, self.key.kernel[...].reshape(by_head), self.dtype)
+        scores = product("nhe,nle->nhl", folded, encoded, self.dtype)
+        weights = dropout(masked_softmax(scores, mask), self.rate, key)
+        pooled = product("nhl,nle->nhe", weights, encoded, self.dtype)
+        context = product("nhe,ehd->nhd", pooled, self.value.kernel[...].reshape(by_head), self.dtype)
+        return self.out(context.reshape(x.shape[0], -1))
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and MLP, each on a normed input and added to the residual stream."""
+
+    def __init__(self, config: T5Config, compute: Compute, *, rngs: nnx.Rngs) -> None:
+        self.rate = config.dropout_rate
+        self.pre_attention_layer_norm = Norm(config)
+        self.attention = Attention(config, compute.dtype, rngs=rngs)
+        self.pre_mlp_layer_norm = Norm(config)
+        self.mlp = Mlp(config, compute.dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, bias: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[n, length, embed] -> [n, length, embed]; `bias` and `mask` as in `Attention.full`."""
+        attended = self.attention.full(self.pre_attention_layer_norm(x), bias, mask, fold_in(key, 0))
+        x = x + dropout(attended, self.rate, fold_in(key, 1))
+        transformed = self.mlp(self.pre_mlp_layer_norm(x), fold_in(key, 2))
+        return x + dropout(transformed, self.rate, fold_in(key, 3))
+
+
+class DecoderLayer(nnx.Module):
+    """A decoder layer at one position: value path of self-attention, absorbed cross-attention, MLP."""
+
+    def __init__(self, config: T5Config, compute: Compute, *, rngs: nnx.Rngs) -> None:
+        self.rate = config.dropout_rate
+        self.pre_self_attention_layer_norm = Norm(config)
+        self.self_attention = Attention(config, compute.dtype, rngs=rngs)
+        self.pre_cross_attention_layer_norm = Norm(config)
+        self.encoder_decoder_attention = Attention(config, compute.dtype, rngs=rngs)
+        self.pre_mlp_layer_norm = Norm(config)
+        self.mlp = Mlp(config, compute.dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, encoded: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[n, embed] -> [n, embed]; `encoded` and `mask` as in `Attention.absorbed`."""
+        attended = self.self_attention.single(self.pre_self_attention_layer_norm(x), fold_in(key, 0))
+        x = x + dropout(attended, self.rate, fold_in(key, 1))
+        normed = self.pre_cross_attention_layer_norm(x)
+        attended = self.encoder_decoder_attention.absorbed(normed, encoded, mask, fold_in(key, 2))
+        x = x + dropout(attended, self.rate, fold_in(key, 3))
+        transformed = self.mlp(self.pre_mlp_layer_norm(x), fold_in(key, 4))
+        return x + dropout(transformed, self.rate, fold_in(key, 5))
+
+
+def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], names: tuple[str, ...], std: float) -> nnx.Param:
+    """A float32 parameter drawn from a normal distribution, with the logical name of each axis.
+
+    NNX would shard it at once, which needs a context mesh; placement is left to whoever creates the
+    parameters (see `models.t5.logical_axes`).
+    """
+    value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value, out_sharding=names, eager_sharding=False)

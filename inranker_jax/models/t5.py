@@ -1,0 +1,256 @@
+"""The cross-encoder: a T5 encoder, one decoder position, and the rows of the head that the labels need.
+
+`T5CrossEncoder` is the NNX module. `apply` runs it on a plain nested dictionary of arrays, which is what
+training, scoring and checkpoints hold:
+
+>>> import jax.numpy as jnp
+>>> from inranker_jax.models import T5Config, apply, init_params
+>>> config = T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2)
+>>> params = init_params(config, seed=0)
+>>> params["encoder"]["layers_0"]["attention"]["query"]["kernel"].shape
+(8, 8)
+>>> apply(config, params, jnp.array([[3, 4, 1], [5, 1, 0]]), jnp.array([6, 7])).shape
+(2, 2)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from inranker_jax.errors import InputError
+from inranker_jax.models import trees
+from inranker_jax.models.config import Compute, T5Config
+from inranker_jax.models.layers import (
+    DecoderLayer,
+    Embedding,
+    EncoderLayer,
+    Norm,
+    Projection,
+    RelativePositionBias,
+    dropout,
+    fold_in,
+    product,
+)
+
+Params = dict[str, Any]
+
+# Mesh axes over which a batch is divided, when the caller has set a context mesh that has them.
+_BATCH_AXES = ("data", "fsdp")
+
+
+class Encoder(nnx.Module):
+    """Encoder layers, which share one relative-position bias, and the final norm."""
+
+    def __init__(self, config: T5Config, compute: Compute, *, rngs: nnx.Rngs) -> None:
+        self.num_layers = config.num_layers
+        self.rate = config.dropout_rate
+        self.remat = compute.remat
+        self.relpos_bias = RelativePositionBias(config, rngs=rngs)
+        for i in range(config.num_layers):
+            setattr(self, f"layers_{i}", EncoderLayer(config, compute, rngs=rngs))
+        self.encoder_norm = Norm(config)
+
+    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Embedded tokens [n, length, embed], mask bool [n, length] -> [n, length, embed]."""
+        bias = self.relpos_bias(x.shape[1])
+        x = _divide_batch(dropout(x, self.rate, fold_in(key, 0)))
+        for i in range(self.num_layers):
+            layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
+            x = _divide_batch(layer(x, bias, mask[:, None, None, :], fold_in(key, 2 + i)))
+        return dropout(self.encoder_norm(x), self.rate, fold_in(key, 1))
+
+
+class Decoder(nnx.Module):
+    """Decoder layers at one position, the final norm, and the head where it is not the embedding."""
+
+    def __init__(self, config: T5Config, compute: Compute, *, rngs: nnx.Rngs) -> None:
+        self.num_layers = config.num_decoder_layers
+        self.rate = config.dropout_rate
+        self.remat = compute.remat
+        # Without a second position it never matters; it is kept so that a checkpoint survives a round trip.
+        self.relpos_bias = RelativePositionBias(config, rngs=rngs)
+        for i in range(config.num_decoder_layers):
+            setattr(self, f"layers_{i}", DecoderLayer(config, compute, rngs=rngs))
+        self.decoder_norm = Norm(config)
+        if not config.tie_word_embeddings:
+            shape, names = (config.d_model, config.vocab_size), ("embed", "vocab")
+            self.logits_dense = Projection(shape, names, config.initializer_factor, compute.dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, encoded: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Start states [n, embed], encoder output [n, length, embed], mask bool [n, length] -> [n, embed]."""
+        x = dropout(x, self.rate, fold_in(key, 0))
+        for i in range(self.num_layers):
+            layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
+            x = layer(x, encoded, mask[:, None, :], fold_in(key, 2 + i))
+        return dropout(self.decoder_norm(x), self.rate, fold_in(key, 1))
+
+
+class T5CrossEncoder(nnx.Module):
+    """T5 that reads one (query, document) sequence and gives one logit per label token.
+
+    Attributes:
+      config: the architecture.
+      compute: how it runs.
+    """
+
+    def __init__(self, config: T5Config, *, compute: Compute | None = None, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.compute = compute or Compute()
+        self.token_embedder = Embedding(config, rngs=rngs)
+        self.encoder = Encoder(config, self.compute, rngs=rngs)
+        self.decoder = Decoder(config, self.compute, rngs=rngs)
+
+    def __call__(
+        self, tokens: jax.Array, label_ids: jax.Array, *, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits of the label tokens at decoder position 0.
+
+        Args:
+          tokens: int32 [n, length]; `config.pad_token_id` marks padding, on either side. A row of nothing but
+            padding gives finite values of no meaning. An id outside the vocabulary gives NaN.
+          label_ids: int32 [K], for instance the ids of (false, true).
+          dropout_key: turns dropout on, with masks that depend on the key alone and not on the mesh.
+
+        Returns:
+          float32 [n, K].
+
+        Raises:
+          InputError: for arrays of another rank or type, or label ids outside the vocabulary.
+        """
+        tokens, label_ids = jnp.asarray(tokens), jnp.asarray(label_ids)
+        _check_inputs(self.config, tokens, label_ids)
+        mask = tokens != self.config.pad_token_id
+        encoded = self.encoder(self.token_embedder(tokens), mask, fold_in(dropout_key, 0))
+        start = self.token_embedder(jnp.asarray(self.config.decoder_start_token_id))
+        start = jnp.broadcast_to(start[None, :], (tokens.shape[0], self.config.d_model))
+        x = self.decoder(start, encoded, mask, fold_in(dropout_key, 1))
+        if self.config.scale_decoder_outputs:
+            x = x * self.config.d_model**-0.5
+        if self.config.tie_word_embeddings:
+            return product("ne,ke->nk", x, self.token_embedder(label_ids), self.compute.dtype)
+        head = jnp.take(self.decoder.logits_dense.kernel[...], label_ids, axis=1)
+        return product("ne,ek->nk", x, head, self.compute.dtype)
+
+
+def init_params(config: T5Config, seed: int | jax.Array) -> Params:
+    """Random parameters with the standard deviations of T5 (`_init_weights` of transformers).
+
+    Args:
+      config: the architecture.
+      seed: an integer, which may be traced: `jax.jit(functools.partial(init_params, config),
+        out_shardings=...)(seed)` creates every parameter where it belongs.
+
+    Returns:
+      Nested dictionary of float32 arrays. The same seed gives the same values on every mesh.
+    """
+    rngs = nnx.Rngs(params=jax.random.key(seed))
+    return nnx.to_pure_dict(nnx.state(T5CrossEncoder(config, rngs=rngs), nnx.Param))
+
+
+def abstract_params(config: T5Config) -> Params:
+    """The tree of `init_params` with a `jax.ShapeDtypeStruct` for every array."""
+    return trees.unflatten(dict(_definition(config, Compute())[1]))
+
+
+def logical_axes(config: T5Config) -> dict[str, Any]:
+    """The tree of `init_params` with the logical axis names of every array, such as `("embed", "mlp")`."""
+    return trees.unflatten(dict(_definition(config, Compute())[2]))
+
+
+def apply(
+    config: T5Config,
+    params: Params,
+    tokens: jax.Array,
+    label_ids: jax.Array,
+    *,
+    compute: Compute | None = None,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """`T5CrossEncoder` as a function of its parameters; differentiable in `params`.
+
+    Args:
+      config: the architecture.
+      params: the tree of `init_params`, in any floating type and any sharding.
+      tokens: int32 [n, length].
+      label_ids: int32 [K].
+      compute: how to run it; float32 without rematerialisation by default.
+      dropout_key: turns dropout on.
+
+    Returns:
+      float32 [n, K], see `T5CrossEncoder.__call__`.
+
+    Raises:
+      InputError: for parameters of another architecture, with both trees in the message.
+    """
+    compute = compute or Compute()
+    graph, abstract, _ = _definition(config, compute)
+    check_params(config, params, abstract)
+    return nnx.merge(graph, params)(tokens, label_ids, dropout_key=dropout_key)
+
+
+def check_params(
+    config: T5Config, params: Mapping[str, Any], abstract: Mapping[str, Any] | None = None
+) -> None:
+    """Raises InputError with both trees in the message where `params` does not belong to `config`."""
+    abstract = abstract or _definition(config, Compute())[1]
+    found = {path: tuple(leaf.shape) for path, leaf in trees.flatten(params).items()}
+    difference = trees.mismatch({path: leaf.shape for path, leaf in abstract.items()}, found)
+    if difference:
+        raise InputError(
+            f"The parameters do not belong to this T5Config. Expected (-) and found (+):\n{difference}\n"
+            "Load parameters and config from the same checkpoint."
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def _definition(
+    config: T5Config, compute: Compute
+) -> tuple[Any, dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str, ...]]]:
+    """Static part of the module, and flat trees of abstract parameters and logical names."""
+    model = nnx.eval_shape(lambda: T5CrossEncoder(config, compute=compute, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    shapes = {path: jax.ShapeDtypeStruct(v.shape, jnp.float32) for path, v in variables.items()}
+    return graph, shapes, {path: v.get_metadata("out_sharding") for path, v in variables.items()}
+
+
+def _rematerialised(layer: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:
+    if remat == "none":
+        return layer
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(lambda *args: layer(*args), policy=policy)
+
+
+def _divide_batch(x: jax.Array) -> jax.Array:
+    """Pins the leading axis to the batch axes of the context mesh; without such a mesh, `x` as it is.
+
+    With fully sharded parameters XLA may otherwise divide activations along their width.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name in _BATCH_AXES if name in mesh.axis_names)
+    devices = int(np.prod([mesh.shape[name] for name in axes]))
+    if devices == 1 or x.shape[0] % devices:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def _check_inputs(config: T5Config, tokens: jax.Array, label_ids: jax.Array) -> None:
+    for name, array, rank, shape in (("tokens", tokens, 2, "[n, length]"), ("label_ids", label_ids, 1, "[K]")):
+        if array.ndim != rank or not jnp.issubdtype(array.dtype, jnp.integer):
+            raise InputError(f"{name} is {array.dtype}{list(array.shape)}. Expected int32 {shape}.")
+    # Inside jit the ids are usually constants all the same; traced ones cannot be checked.
+    if not isinstance(label_ids, jax.core.Tracer):
+        outside = [int(i) for i in np.asarray(label_ids) if not 0 <= i < config.vocab_size]
+        if outside:
+            raise InputError(
+                f"label_ids {outside} are outside the model's vocabulary of {config.vocab_size}. Expected ids that "
+                "the tokenizer of this model gives to the label pieces."
+            )
