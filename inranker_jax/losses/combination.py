@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from inranker_jax.errors import InputError, did_you_mean
-from inranker_jax.losses.contract import Loss, ReduceFn, call, count, name_of, targets_of
+from inranker_jax.losses.contract import (
+    Loss,
+    ReduceFn,
+    at_least_float32,
+    call,
+    count,
+    name_of,
+    targets_of,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +66,7 @@ class WeightedSum:
         missing = [name for name in self.targets if name not in targets]
         if missing:
             raise InputError(f"{self.__name__}: missing target {', '.join(missing)}.")
+        logits = at_least_float32(logits)  # so that the gradients of the parts add up in float32
         results = []
         for coefficient, loss in self.parts:
             own = {name: targets[name] for name in targets_of(loss)}
@@ -164,7 +173,7 @@ def mean_over(
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
 ) -> jax.Array:
-    """The share of a micro-batch in the mean loss of its whole batch; shares and their gradients add up to it.
+    """The share of a micro-batch in the mean loss of its whole batch; shares, and their gradients, add up.
 
     Args:
       counts: `valid_counts` of the whole batch.
@@ -194,6 +203,7 @@ def mean_over(
             f"mean_over: {len(counts)} counts for the {len(parts)} terms of {name_of(loss)}. "
             "Expected valid_counts of the same loss."
         )
+    logits = at_least_float32(logits)
     shares = [
         coefficient
         * call(part, logits, batch, where=where, weights=weights, reduce_fn=jnp.sum)

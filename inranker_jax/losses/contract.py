@@ -9,8 +9,8 @@ A loss is a plain function:
 
 Required keyword-only arguments name the target arrays it reads from the batch. Its body calls
 `document_mask`, then `per_label` / `per_document` on each array, computes one value per document, and ends
-with `reduce`. Masked entries are replaced before the computation and again after it, so whatever padding holds
-(infinities and NaN included) changes neither a value nor a gradient.
+with `reduce`. Masked entries are replaced before the computation and again after it, so whatever padding
+holds (infinities and NaN included) changes neither a value nor a gradient.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def per_label(name: str, array: jax.Array, mask: jax.Array) -> jax.Array:
             f"{name}: shape {jnp.shape(array)}. Expected {expected}, one [false, true] pair per document, "
             "as in logits."
         )
-    return jnp.where(mask[..., None], _at_least_float32(array), 0.0)
+    return jnp.where(mask[..., None], at_least_float32(array), 0.0)
 
 
 def per_document(name: str, array: jax.Array, mask: jax.Array) -> jax.Array:
@@ -132,7 +132,7 @@ def per_document(name: str, array: jax.Array, mask: jax.Array) -> jax.Array:
         raise InputError(
             f"{name}: shape {jnp.shape(array)}. Expected {mask.shape}, one number per document of logits."
         )
-    return jnp.where(mask, _at_least_float32(array), 0.0)
+    return jnp.where(mask, at_least_float32(array), 0.0)
 
 
 def reduce(
@@ -283,7 +283,12 @@ def name_of(loss: Loss) -> str:
     return getattr(loss, "__name__", repr(loss))
 
 
-def _at_least_float32(array: jax.Array) -> jax.Array:
+def at_least_float32(array: jax.Array) -> jax.Array:
+    """`array` in float32 if it is an integer or of half precision; float64 stays.
+
+    >>> at_least_float32(jnp.zeros(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
     array = jnp.asarray(array)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
