@@ -1,0 +1,62 @@
+"""Text and labels from SeqIO tasks to batches of token ids. The only room that imports SeqIO and TensorFlow.
+
+A task file needs `add_labelled_task`, or `LabelledPairs` and `OUTPUT_FEATURES` for
+`seqio.TaskRegistry.add`; a trainer needs `open_stream`. Importing SeqIO takes seconds, so each name is
+loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING
+
+# TensorFlow only reads text here; its start-up notes about instruction sets and GPUs would bury ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+if TYPE_CHECKING:
+    from inranker_jax.data.batches import Batch, BatchStream
+    from inranker_jax.data.features import OUTPUT_FEATURES
+    from inranker_jax.data.order import GlobalOrder
+    from inranker_jax.data.registry import import_task_modules, open_stores, open_stream
+    from inranker_jax.data.sources import LabelledPairs
+    from inranker_jax.data.store import Example, ExampleStore
+    from inranker_jax.data.tasks import add_labelled_task, data_path
+
+__all__ = [
+    "OUTPUT_FEATURES",
+    "Batch",
+    "BatchStream",
+    "Example",
+    "ExampleStore",
+    "GlobalOrder",
+    "LabelledPairs",
+    "add_labelled_task",
+    "data_path",
+    "import_task_modules",
+    "open_stores",
+    "open_stream",
+]
+
+_HOMES = {
+    "Batch": "batches",
+    "BatchStream": "batches",
+    "OUTPUT_FEATURES": "features",
+    "GlobalOrder": "order",
+    "import_task_modules": "registry",
+    "open_stores": "registry",
+    "open_stream": "registry",
+    "LabelledPairs": "sources",
+    "Example": "store",
+    "ExampleStore": "store",
+    "add_labelled_task": "tasks",
+    "data_path": "tasks",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'inranker_jax.data' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"inranker_jax.data.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,299 @@
+"""Batches of token ids: a pure function of (seed, step), made ahead of time by a background thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from inranker_jax.data.order import GlobalOrder
+from inranker_jax.data.store import Example, ExampleStore
+from inranker_jax.errors import InputError
+from inranker_jax.prompts import ScoringContract, Tokenizer, pad_batch
+
+DEFAULT_LENGTHS = (128, 256, 384, 512)
+
+
+class Batch(dict[str, np.ndarray]):
+    """Arrays by name, and what they were made of.
+
+    With b lists (this process's rows), L documents per list and T tokens:
+
+    - `tokens` int32 `[b, L, T]`, 0 where there is nothing;
+    - `list_mask` bool `[b, L]`, True for real documents;
+    - `teacher_logits` float32 `[b, L, 2]`, raw, [false, true]; absent when the data has none;
+    - `relevance` float32 `[b, L]`: 1, 0, or -1 where unknown.
+
+    Lists shorter than L, and the rows of a last batch that is not full, are padded with zero tokens and
+    `list_mask` False (`relevance` -1).
+
+    Attributes:
+      step: number of the batch in the stream, from 0.
+      examples: per row the query's id and its documents' ids; `("", ())` for a padded row.
+    """
+
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], step: int, examples: list[tuple[str, tuple[str, ...]]]
+    ):
+        super().__init__(arrays)
+        self.step = step
+        self.examples = examples
+
+    def describe(self, limit: int = 4) -> str:
+        """Names the batch for an error message: its step and the ids of its first rows."""
+        rows = [f"{query} ({', '.join(documents)})" for query, documents in self.examples if documents]
+        more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
+        return f"step {self.step}: " + "; ".join(rows[:limit]) + more
+
+
+class BatchMaker:
+    """Makes the batch of any step: stateless, so that batches can be made in any order, anywhere."""
+
+    def __init__(
+        self,
+        stores: Sequence[ExampleStore],
+        order: GlobalOrder,
+        contract: ScoringContract,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        list_size: int | None,
+        lengths: Sequence[int],
+        process_index: int,
+        process_count: int,
+    ):
+        """See `BatchStream`."""
+        longest = max(store.max_list_size for store in stores)
+        list_size = longest if list_size is None else list_size
+        if list_size < longest:
+            name = next(store.name for store in stores if store.max_list_size == longest)
+            raise InputError(
+                f"{name} has lists of {longest} documents, which list_size={list_size} cannot hold. "
+                f"Use list_size={longest}, or a task that groups its pairs into lists of {list_size}."
+            )
+        if process_count < 1 or not 0 <= process_index < process_count:
+            raise InputError(f"process {process_index} of {process_count}: expected 0 <= index < count.")
+        if batch_size < 1 or batch_size % process_count:
+            raise InputError(f"batch_size={batch_size} does not split over {process_count} processes.")
+        if any(length < 1 for length in lengths):
+            raise InputError(f"lengths={tuple(lengths)}: expected positive numbers of tokens.")
+        self.stores, self.order, self.contract, self.tokenizer = list(stores), order, contract, tokenizer
+        self.batch_size, self.list_size = batch_size, list_size
+        self.rows = batch_size // process_count
+        self.process_index = process_index
+        shorter = {length for length in lengths if length < contract.max_length}
+        # Processes see different rows, and must agree on the shape without asking each other.
+        self.lengths = (
+            (contract.max_length,) if process_count > 1 else (*sorted(shorter), contract.max_length)
+        )
+        self.has_teacher_logits = all(store.has_teacher_logits for store in stores)
+        # Fails now, not in the thread, when the vocabulary lacks a label piece.
+        contract.label_ids(tokenizer)
+
+    @property
+    def num_batches(self) -> int | None:
+        """How many batches there are, or None for no end."""
+        return None if self.order.total is None else -(-self.order.total // self.batch_size)
+
+    def examples_at(self, step: int) -> list[Example]:
+        """This process's examples of a step; fewer than its rows at the end of the data."""
+        start = step * self.batch_size + self.process_index * self.rows
+        stop = start + self.rows
+        if self.order.total is not None:
+            stop = min(stop, self.order.total)
+        if stop <= start:
+            return []
+        sources, numbers = self.order.locate(np.arange(start, stop, dtype=np.int64))
+        found: list[Example | None] = [None] * (stop - start)
+        for source, store in enumerate(self.stores):
+            (rows,) = np.nonzero(sources == source)
+            for row, example in zip(rows, store.take(numbers[rows]), strict=True):
+                found[row] = example
+        return [example for example in found if example is not None]
+
+    def __call__(self, step: int) -> Batch:
+        """Makes the batch of a step."""
+        examples = self.examples_at(step)
+        queries = [example.query for example in examples for _ in example.documents]
+        documents = [document for example in examples for document in example.documents]
+        sequences = self.contract.encode(self.tokenizer, queries, documents)
+        longest = max((len(sequence) for sequence in sequences), default=1)
+        length = next(length for length in self.lengths if length >= longest)
+
+        list_mask = np.zeros((self.rows, self.list_size), bool)
+        for row, example in enumerate(examples):
+            list_mask[row, : len(example)] = True
+        tokens = np.zeros((self.rows, self.list_size, length), np.int32)
+        # Boolean indexing walks rows, then documents: the order in which `sequences` was made.
+        tokens[list_mask] = pad_batch(sequences, length)
+        relevance = np.full((self.rows, self.list_size), -1, np.float32)
+        teacher_logits = np.zeros((self.rows, self.list_size, 2), np.float32)
+        for row, example in enumerate(examples):
+            relevance[row, : len(example)] = example.relevance
+            if self.has_teacher_logits:
+                teacher_logits[row, : len(example)] = example.teacher_logits
+        arrays = {"tokens": tokens, "list_mask": list_mask, "relevance": relevance}
+        if self.has_teacher_logits:
+            arrays["teacher_logits"] = teacher_logits
+        ids = [(example.query_id, example.document_ids) for example in examples]
+        return Batch(arrays, step, ids + [("", ())] * (self.rows - len(examples)))
+
+
+class BatchStream:
+    """Iterator over the batches of a task or mixture, from any step on.
+
+    Batch k depends on the data, the arguments and k alone: a stream opened with `start_step=k` yields exactly
+    what an older one would have yielded next, and the rows of all processes, one after another, are the
+    rows of a single process. Use as a context manager or call `close`; a stream that is dropped, or alive
+    when Python exits, is closed by itself.
+    """
+
+    def __init__(
+        self,
+        stores: ExampleStore | Sequence[ExampleStore],
+        contract: ScoringContract,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        list_size: int | None = None,
+        lengths: Sequence[int] = DEFAULT_LENGTHS,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        start_step: int = 0,
+        *,
+        rates: Sequence[float] | None = None,
+        shuffle: bool = True,
+        num_epochs: int | None = None,
+        prefetch: int = 2,
+    ):
+        """Opens a stream.
+
+        Args:
+          stores: one store, or those of a mixture.
+          contract: how a pair becomes token ids.
+          tokenizer: of the student.
+          batch_size: lists per batch over all processes.
+          list_size: documents per list; default: the data's longest list.
+          lengths: token lengths to which batches are padded, the smallest that fits; those above the
+            contract's `max_length` are ignored, and `max_length` is always one. With several processes,
+            every batch has `max_length`.
+          seed: decides the order.
+          process_index: this process, from 0.
+          process_count: processes that share each batch.
+          start_step: number of the first batch.
+          rates: rates of the stores; default: their sizes.
+          shuffle: see `GlobalOrder`.
+          num_epochs: after how many epochs the stream ends, its last batch padded; None for never.
+          prefetch: batches made ahead; 0 makes each when it is asked for.
+
+        Raises:
+          InputError: an argument is out of range, or the data's lists are longer than `list_size`.
+        """
+        stores = [stores] if isinstance(stores, ExampleStore) else list(stores)
+        order = GlobalOrder([len(store) for store in stores], rates, seed, shuffle, num_epochs)
+        if start_step < 0:
+            raise InputError(f"start_step={start_step}: expected 0 or more.")
+        self.make_batch = BatchMaker(
+            stores, order, contract, tokenizer, batch_size, list_size, lengths, process_index, process_count
+        )
+        self.fingerprints: dict[str, dict[str, Any]] = {
+            store.name: {"examples": len(store), "sha256": store.fingerprint} for store in stores
+        }
+        self._step = start_step
+        self._prefetch = prefetch
+        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(max(1, prefetch))
+        self._stop = threading.Event()
+        self._finalizer: weakref.finalize | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of the batch that comes next: the data position to put into a checkpoint."""
+        return self._step
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of the whole stream, counted from step 0; None when it never ends."""
+        return self.make_batch.num_batches
+
+    @property
+    def list_size(self) -> int:
+        """Documents per list."""
+        return self.make_batch.list_size
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._failure is not None:
+            raise self._failure
+        if self._stop.is_set() or (self.num_batches is not None and self._step >= self.num_batches):
+            raise StopIteration
+        if self._prefetch < 1:
+            batch: Batch | BaseException | None = self.make_batch(self._step)
+        else:
+            if self._finalizer is None:
+                self._start()
+            batch = self._queue.get()
+        if isinstance(batch, BaseException):
+            self._failure = batch
+            self.close()
+            raise batch
+        if batch is None:
+            raise StopIteration
+        self._step += 1
+        return batch
+
+    def _start(self) -> None:
+        thread = threading.Thread(
+            target=_produce,
+            args=(self.make_batch, self._step, self._queue, self._stop),
+            name="inranker-batches",
+            daemon=True,
+        )
+        # The thread must not know the stream, or the stream would never be dropped. At exit, finalizers run
+        # before daemon threads are cut off in the middle of native code.
+        self._finalizer = weakref.finalize(self, _shut_down, thread, self._queue, self._stop)
+        thread.start()
+
+    def close(self) -> None:
+        """Stops the background thread and waits for it; afterwards the stream is at its end."""
+        self._stop.set()
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def __enter__(self) -> BatchStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _offer(item: Any, into: queue.Queue[Any], stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            return into.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+
+
+def _produce(make_batch: BatchMaker, step: int, into: queue.Queue[Any], stop: threading.Event) -> None:
+    try:
+        while not stop.is_set() and (make_batch.num_batches is None or step < make_batch.num_batches):
+            _offer(make_batch(step), into, stop)
+            step += 1
+    except BaseException as error:
+        _offer(error, into, stop)
+    else:
+        _offer(None, into, stop)
+
+
+def _shut_down(thread: threading.Thread, items: queue.Queue[Any], stop: threading.Event) -> None:
+    stop.set()
+    if thread is not threading.current_thread():
+        thread.join()
+    while not items.empty():
+        items.get_nowait()

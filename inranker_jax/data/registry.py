@@ -1,0 +1,326 @@
+"""From the name of a SeqIO task or mixture to its examples and batches."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from inranker_jax.data import sources
+from inranker_jax.data.batches import DEFAULT_LENGTHS, BatchStream
+from inranker_jax.data.store import Example, ExampleStore, example_from_features
+from inranker_jax.errors import InputError, did_you_mean
+from inranker_jax.prompts import ScoringContract, Tokenizer
+
+# Part of every stored split's fingerprint: raise it when the same files would give other examples.
+_READER_VERSION = 1
+
+
+def import_task_modules(modules: Sequence[str]) -> None:
+    """Imports modules that register tasks: by name (`inranker_jax.tasks.python_docs`) or as a file (`my.py`).
+
+    Raises:
+      InputError: there is no such module or file. Errors inside a module are passed on.
+    """
+    for name in modules:
+        if name.endswith(".py"):
+            _import_file(name)
+            continue
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+                raise  # the module is there; something that it imports is not
+            shipped = importlib.import_module("inranker_jax.tasks")
+            known = [
+                f"inranker_jax.tasks.{path.stem}"
+                for folder in shipped.__path__
+                for path in sorted(pathlib.Path(folder).glob("*.py"))
+                if not path.stem.startswith("_")
+            ]
+            raise InputError(
+                f"no task module {name!r}.{did_you_mean(name, known)} Shipped: {', '.join(known)}. A module "
+                "of your own must be importable (run in its folder, or install it), or be given as the path "
+                "of its .py file."
+            ) from error
+
+
+def _import_file(name: str) -> None:
+    path = pathlib.Path(name).resolve()
+    if not path.is_file():
+        raise InputError.at(name, None, "no such task module", "a Python file that registers SeqIO tasks")
+    module_name = f"inranker_user_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if module_name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+
+
+def find_provider(name: str) -> seqio.Task | seqio.Mixture:
+    """Looks a task or mixture up.
+
+    Raises:
+      InputError: there is none of that name; suggests the closest and lists all.
+    """
+    known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+    if name not in known:
+        raise InputError(
+            f"no SeqIO task or mixture {name!r}.{did_you_mean(name, known)} Registered: "
+            f"{', '.join(known) or 'none'}. Name the module that registers it among the task modules."
+        )
+    return seqio.get_mixture_or_task(name)
+
+
+def read_examples(task: seqio.Task, split: str, use_cached: bool = False) -> Iterator[Example]:
+    """Reads a split through SeqIO, once, in the task's own order, and checks every example.
+
+    Args:
+      task: the task.
+      split: its split.
+      use_cached: read what SeqIO's offline caching wrote.
+
+    Yields:
+      The examples.
+
+    Raises:
+      InputError: an example is not as described in `features`; or what the task's reader raises, itself.
+    """
+    name = f"{task.name}:{split}"
+    number = 0
+    # TensorFlow would otherwise take the memory of every GPU for the sake of a few strings. It refuses when
+    # the program has used its devices already: then they are the program's own affair.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+    try:
+        dataset = task.get_dataset(
+            sequence_length=None,
+            split=split,
+            use_cached=use_cached,
+            shuffle=False,
+            num_epochs=1,
+            try_in_mem_cache=False,
+        )
+        for number, features in enumerate(dataset.as_numpy_iterator()):
+            yield example_from_features(features, f"{name}, example {number}")
+    except tf.errors.OpError as error:
+        original = sources.original_error(error)
+        if original is not None:
+            raise original from None
+        message = str(error).split("\n\n")[0].strip()
+        raise InputError(f"{name}: SeqIO failed after {number} examples: {message}") from error
+
+
+def source_identity(task: seqio.Task, split: str, use_cached: bool = False) -> str | None:
+    """Fingerprint of what a split's examples come from: code, arguments, and the files' sizes and times.
+
+    Returns:
+      SHA-256 as hexadecimal; None when the source does not say what it reads.
+    """
+    files = _source_files(task, split, use_cached)
+    if files is None:
+        return None
+    source = task.source
+    parts = source.identity(split) if isinstance(source, sources.LabelledPairs) else [repr(source)]
+    description = [
+        _READER_VERSION,
+        task.name,
+        split,
+        use_cached,
+        files,
+        [_code(part) for part in parts],
+        [_code(step) for step in task.preprocessors],
+    ]
+    return hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def _source_files(task: seqio.Task, split: str, use_cached: bool) -> list[list[Any]] | None:
+    source = task._get_cached_source(split) if use_cached else task.source
+    if isinstance(source, sources.LabelledPairs):
+        paths = source.source_files(split)
+    elif isinstance(source, seqio.FileDataSource):
+        paths = list(source.list_shards(split))
+    elif isinstance(source, seqio.TfdsDataSource):
+        return [[str(source.tfds_dataset.name), 0, 0]]
+    else:
+        return None
+    described: list[list[Any]] = []
+    for path in paths:
+        try:
+            status = tf.io.gfile.stat(os.path.abspath(path) if "://" not in path else path)
+        except tf.errors.OpError:
+            return None  # reading will say so, with the words of the reader
+        described.append([path, status.length, status.mtime_nsec])
+    return described or None
+
+
+def _code(value: Any, depth: int = 4) -> Any:
+    """What a function is: where it comes from, the text of its file, and the values it holds."""
+    if isinstance(value, functools.partial):
+        return ["partial", _code(value.func), [_code(a) for a in value.args], _code(value.keywords)]
+    if isinstance(value, Mapping):
+        return [[str(key), _code(entry)] for key, entry in value.items()]
+    if depth == 0 or not (callable(value) or hasattr(value, "__dict__")):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    inner = inspect.unwrap(value) if callable(value) else value
+    home = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner)
+    try:
+        text = pathlib.Path(inspect.getsourcefile(home) or "").read_bytes()
+    except (TypeError, OSError):
+        text = getattr(getattr(inner, "__code__", None), "co_code", b"")
+    held: list[Any] = [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
+    held += [getattr(inner, "__defaults__", None), getattr(inner, "__kwdefaults__", None)]
+    if home is type(inner):
+        held.append(vars(inner) if hasattr(inner, "__dict__") else {})
+    name = f"{home.__module__}.{home.__qualname__}"
+    return [name, hashlib.sha256(text).hexdigest(), [_code(entry, depth - 1) for entry in held]]
+
+
+def open_stores(
+    name: str,
+    split: str = "train",
+    *,
+    use_cached: bool = False,
+    seqio_cache_dirs: Sequence[str] = (),
+    cache_dir: str | os.PathLike[str] | None = None,
+    memory_limit: int = 64 << 20,
+) -> tuple[list[ExampleStore], list[float] | None]:
+    """Makes the examples of a task, or of every task of a mixture, available by number.
+
+    Args:
+      name: the task or mixture, registered by now.
+      split: its split. Tasks of a mixture without it are left out, as in SeqIO.
+      use_cached: read what SeqIO's offline caching wrote.
+      seqio_cache_dirs: where that lies.
+      cache_dir: see `ExampleStore.open`.
+      memory_limit: see `ExampleStore.open`.
+
+    Returns:
+      The stores, by task name, and their rates (None for a single task).
+
+    Raises:
+      InputError: no such task, mixture or split, bad data, or a mixture's rate that cannot be computed.
+    """
+    provider = find_provider(name)
+    if split not in provider.splits:
+        known = sorted(provider.splits)
+        raise InputError(
+            f"{name} has no split {split!r}.{did_you_mean(split, known)} It has {', '.join(known)}."
+        )
+    if seqio_cache_dirs:
+        missing = [folder for folder in seqio_cache_dirs if folder not in seqio.get_global_cache_dirs()]
+        seqio.add_global_cache_dirs(missing)
+    tasks = [task for task in seqio.get_subtasks(provider) if split in task.splits]
+    stores = []
+    for task in tasks:
+        if use_cached and not task.cache_dir:
+            raise InputError(
+                f"use_cached is set, but task {task.name} is not cached in {seqio.get_global_cache_dirs()}. "
+                f"Run `python -m seqio.scripts.cache_tasks_main --tasks={task.name} --output_cache_dir=DIR "
+                "--module_import=MODULE`, and give DIR in seqio_cache_dirs."
+            )
+        stores.append(
+            ExampleStore.open(
+                f"{task.name}:{split}",
+                read_examples(task, split, use_cached),
+                identity=source_identity(task, split, use_cached),
+                cache_dir=cache_dir,
+                memory_limit=memory_limit,
+            )
+        )
+    if isinstance(provider, seqio.Task):
+        return stores, None
+    try:
+        rates = [float(provider.get_rate(task)) for task in tasks]
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"the rates of mixture {name} cannot be computed ({error}). Rates that are functions of a task's "
+            "size need sources with num_input_examples or SeqIO's offline cache; numbers always work."
+        ) from error
+    return stores, rates
+
+
+def open_stream(
+    name: str,
+    split: str = "train",
+    *,
+    contract: ScoringContract,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    list_size: int | None = None,
+    lengths: Sequence[int] = DEFAULT_LENGTHS,
+    seed: int = 0,
+    shuffle: bool | None = None,
+    num_epochs: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    start_step: int = 0,
+    prefetch: int = 2,
+    **store_options: Any,
+) -> BatchStream:
+    """Opens the batches of a task or mixture by name.
+
+    Split "train" is shuffled and endless by default; any other is one pass in source order, its last batch
+    padded.
+
+    Args:
+      name: the task or mixture; `import_task_modules` comes first.
+      split: its split.
+      contract: how a pair becomes token ids.
+      tokenizer: of the student.
+      batch_size: lists per batch over all processes.
+      list_size: documents per list; default: the data's longest list.
+      lengths: see `BatchStream`.
+      seed: decides the order.
+      shuffle: default: whether the split is "train".
+      num_epochs: default: no end for "train", 1 otherwise.
+      process_index: this process, from 0.
+      process_count: processes that share each batch.
+      start_step: number of the first batch.
+      prefetch: batches made ahead.
+      **store_options: keyword arguments of `open_stores`.
+
+    Returns:
+      The stream.
+
+    Raises:
+      InputError: see `open_stores` and `BatchStream`.
+    """
+    stores, rates = open_stores(name, split, **store_options)
+    training = split == "train"
+    return BatchStream(
+        stores,
+        contract,
+        tokenizer,
+        batch_size,
+        list_size,
+        lengths,
+        seed,
+        process_index,
+        process_count,
+        start_step,
+        rates=rates,
+        shuffle=training if shuffle is None else shuffle,
+        num_epochs=num_epochs if training or num_epochs is not None else 1,
+        prefetch=prefetch,
+    )
