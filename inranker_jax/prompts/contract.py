@@ -101,7 +101,8 @@ class ScoringContract:
         if len(self.label_pieces) != wanted:
             raise InputError(
                 f"score {self.score!r} reads {wanted} label piece(s), "
-                f"but label_pieces is {self.label_pieces!r}. Give (false, true) for two logits, or one piece with score='single_logit'."
+                f"but label_pieces is {self.label_pieces!r}. Give (false, true) for two logits, "
+                "or one piece with score='single_logit'."
             )
         if len(set(self.label_pieces)) != wanted:
             raise InputError(f"label_pieces is {self.label_pieces!r}: false and true are the same piece.")

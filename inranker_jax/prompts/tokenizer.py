@@ -323,8 +323,14 @@ class _Settings:
             additional = [_added_token(token) for token in self._values["additional_special_tokens"]]
         if additional is None:
             additional = sentinels
-        elif not any("<extra_id_" in token.content for token in additional):
+        named_sentinels = sum("<extra_id_" in token.content for token in additional)
+        if not named_sentinels:
             additional = additional + sentinels
+        elif self.extra_ids not in (0, named_sentinels):
+            raise InputError(
+                f"extra_ids is {self.extra_ids}, but the vocabulary itself names {named_sentinels} "
+                f"<extra_id_*> pieces. Write extra_ids 0 or {named_sentinels} in {CONFIG_FILE}."
+            )
         # A config that names its extra tokens, even as null, replaces the default ones.
         extra = self._values.get("extra_special_tokens", additional)
         if isinstance(extra, Mapping):
