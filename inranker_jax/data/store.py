@@ -190,7 +190,7 @@ class ExampleStore:
         *,
         identity: str | None,
         cache_dir: str | os.PathLike[str] | None = None,
-        memory_limit: int = 64 << 20,
+        memory_limit: int = 256 << 20,
     ) -> ExampleStore:
         """Reads a split, or finds what an earlier run stored of it.
 
