@@ -1,0 +1,218 @@
+"""Evaluates a reranker on collections in the BEIR format.
+
+    python -m inranker_jax.evaluate --gin_file=gin/eval_beir.gin --checkpoint=DIR_OR_HUB_ID \\
+        --beir_dir=DIR --datasets=scifact,cranfield --output_dir=DIR
+    python -m inranker_jax.evaluate --gin_file=gin/eval_beir.gin --bm25_only ...
+    python -m inranker_jax.evaluate --gin_file=gin/eval_beir.gin --runs=scifact=FILE.trec ...
+
+The output folder gets `results.json` and a folder for each dataset with TREC runs, per-query values and its
+own `result.json`. Run the same command again to go on after an interruption: finished datasets are read back,
+and in an unfinished one the queries already scored are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from inranker_jax import configuration
+from inranker_jax.errors import InputError, did_you_mean
+from inranker_jax.evaluation import pipeline
+from inranker_jax.evaluation.reports import CQADUPSTACK, Report, write_json
+
+# What gin files may bind, as `evaluation.NAME`.
+CONFIGURABLES = {
+    "Settings": "inranker_jax.evaluation.pipeline",
+    "load_reranker": "inranker_jax.evaluation.loading",
+}
+
+
+def configurable(name: str) -> Any:
+    """The gin-configurable form of an object of `evaluation`, registered on first use."""
+    try:
+        return gin.get_configurable(f"evaluation.{name}")
+    except ValueError:
+        target = getattr(importlib.import_module(CONFIGURABLES[name]), name)
+        return gin.external_configurable(target, name, module="evaluation")
+
+
+def evaluate(flags: argparse.Namespace, settings: pipeline.Settings) -> Report:
+    """Evaluates the datasets that the flags name, and writes `results.json` after each of them.
+
+    Raises:
+      InputError: a bad flag, file or model.
+    """
+    names = find_datasets(Path(flags.beir_dir), flags.datasets)
+    runs = _files_of("--runs", flags.runs, names)
+    qrels = _files_of("--qrels", flags.qrels, names)
+    model = None if flags.bm25_only else configurable("load_reranker")(flags.checkpoint)
+    summaries = []
+    for position, name in enumerate(names, start=1):
+        announce(f"[{position}/{len(names)}] {name}")
+        summary = pipeline.evaluate_dataset(
+            name,
+            Path(flags.beir_dir, name),
+            Path(flags.output_dir, name),
+            settings,
+            model,
+            run_file=runs.get(name),
+            qrels_file=qrels.get(name),
+            announce=announce,
+        )
+        summaries.append(summary)
+        report = Report(tuple(summaries))
+        results = report.to_dict(
+            complete=position == len(names),
+            command=sys.argv,
+            checkpoint=None if flags.bm25_only else flags.checkpoint,
+            versions=pipeline.versions(),
+        )
+        write_json(Path(flags.output_dir, "results.json"), results)
+    return report
+
+
+def find_datasets(beir_dir: Path, names: Sequence[str]) -> list[str]:
+    """Checks dataset names against the folders below `beir_dir`; "cqadupstack" stands for all its forums.
+
+    Raises:
+      InputError: the folder or a dataset does not exist; the message lists those that do.
+    """
+    if not beir_dir.is_dir():
+        raise InputError(
+            f"--beir_dir={beir_dir}: no such folder. Expected one with a BEIR folder for each dataset."
+        )
+    known = sorted(
+        path.parent.relative_to(beir_dir).as_posix()
+        for pattern in ("*/corpus.jsonl*", "*/*/corpus.jsonl*")
+        for path in beir_dir.glob(pattern)
+    )
+    known = list(dict.fromkeys(known))
+    found: list[str] = []
+    for name in names:
+        forums = [other for other in known if other.startswith(f"{CQADUPSTACK}/")]
+        if name in known:
+            found.append(name)
+        elif name == CQADUPSTACK and forums:
+            found.extend(forums)
+        else:
+            have = f"It has {', '.join(known)}" if known else "No folder there has a corpus.jsonl"
+            raise InputError(f"no dataset {name!r} in {beir_dir}.{did_you_mean(name, known)} {have}.")
+    if not found:
+        raise InputError(f"--datasets is empty. {beir_dir} has {', '.join(known) or 'no dataset'}.")
+    return list(dict.fromkeys(found))
+
+
+def _files_of(flag: str, values: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Parses `dataset=FILE`; a single dataset's file may be given without its name."""
+    files: dict[str, str] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals and len(names) == 1:
+            name, path = names[0], value
+        elif not equals:
+            raise InputError(f"{flag}={value}: with several datasets, say which: {flag}=DATASET=FILE.")
+        elif name not in names:
+            raise InputError(
+                f"{flag}={value}: {name!r} is not among --datasets ({', '.join(names)})."
+                + did_you_mean(name, names)
+            )
+        if name in files:
+            raise InputError(f"{flag}: two files for dataset {name!r}.")
+        if not Path(path).is_file():
+            raise InputError(f"{flag}={value}: no such file {path!r}.")
+        files[name] = path
+    return files
+
+
+def announce(message: str) -> None:
+    """Prints a line of progress to standard error; standard output is for the table."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad flags become an InputError, with a suggestion for a misspelt one."""
+
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message}. See --help.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        flags, unknown = self.parse_known_args(argv)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            raise InputError(
+                f"unknown flag {name}.{did_you_mean(name, self._option_string_actions)} See --help."
+            )
+        return flags
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Splits the command line into flags and gin bindings.
+
+    Raises:
+      InputError: an unknown flag, or one that is missing.
+    """
+    bindings, rest = configuration.split_gin_flags(argv)
+    parser = _Parser(
+        prog="python -m inranker_jax.evaluate",
+        description="Rerank candidates on BEIR collections and report nDCG@10 and other measures.",
+        allow_abbrev=False,
+    )
+    configuration.add_gin_flags(parser)
+    add = parser.add_argument
+    add("--beir_dir", required=True, help="folder that holds a BEIR folder for each dataset")
+    add("--datasets", required=True, type=_commas, help="comma-separated; 'cqadupstack' means all its forums")
+    add("--output_dir", required=True, help="where runs and results go; rerun to go on after an interruption")
+    add("--checkpoint", help="the reranker: training output, checkpoint, Hugging Face folder or hub id")
+    add("--bm25_only", action="store_true", help="stop after the candidates (no model)")
+    add("--runs", type=_commas, default=[], help="candidates from TREC runs: DATASET=FILE,...")
+    add("--qrels", type=_commas, default=[], help="other judgments: FILE, or DATASET=FILE,...")
+    add("--split", help="which qrels/SPLIT.tsv (evaluation.Settings.split)")
+    add(
+        "--depth", type=int, help="candidates of each query that the model scores (evaluation.Settings.depth)"
+    )
+    flags = parser.parse(rest)
+    if bool(flags.checkpoint) == flags.bm25_only:
+        raise InputError(
+            "give a model with --checkpoint, or --bm25_only for the candidates alone"
+            + (", not both." if flags.checkpoint else ".")
+        )
+    if "://" in flags.output_dir:
+        raise InputError(
+            f"--output_dir={flags.output_dir}: expected a local folder (unfinished files grow there)."
+        )
+    return flags, bindings
+
+
+def _commas(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses flags and gin, evaluates, prints the table. Returns the exit status."""
+    try:
+        flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
+        given = {"split": flags.split, "depth": flags.depth}
+        bindings = [f"evaluation.Settings.{k} = {v!r}" for k, v in given.items() if v is not None] + bindings
+        for name in CONFIGURABLES:
+            configurable(name)
+        configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths)
+        report = evaluate(flags, configurable("Settings")())
+    except InputError as error:
+        announce(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        announce("interrupted: what was finished is kept; run the same command to go on.")
+        return 130
+    print(report.table())
+    announce(f"Runs, per-query values and results.json are in {flags.output_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
