@@ -23,8 +23,8 @@ class Compute:
     """How the model is run; never part of the architecture.
 
     Attributes:
-      dtype: dtype of the operands of matrix products, "float32" or "bfloat16". Products accumulate in float32,
-        and norms, softmax and the residual stream stay in float32 either way. float32 products follow
+      dtype: of the operands of matrix products, "float32" or "bfloat16". Products accumulate in float32, and
+        norms, softmax and the residual stream stay in float32 either way. float32 products follow
         `jax_default_matmul_precision`, which on GPU and TPU may mean fewer bits than on CPU.
       remat: what the backward pass recomputes in each layer: "none" keeps every activation, "dots" keeps the
         results of the weight products, "full" keeps nothing but the layer's input.
@@ -40,7 +40,7 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """Architecture of a T5, T5 v1.1, FLAN-T5 or mT5 model, in the field names of Hugging Face's `config.json`.
+    """Architecture of a T5, T5 v1.1, FLAN-T5 or mT5 model, in the field names of transformers' `T5Config`.
 
     Attributes:
       vocab_size: rows of the embedding, padding rows included.
@@ -54,8 +54,8 @@ class T5Config:
       relative_attention_max_distance: distance, in tokens, from which all positions share the last bucket.
       dropout_rate: used wherever transformers' T5 drops, when a dropout key is given.
       layer_norm_epsilon: added to the mean square in the norms.
-      feed_forward_proj: activation of the MLP, "relu" (v1.0) or "gated-gelu" (v1.1; the tanh form of GELU), in
-        general one of `ACTIVATIONS` with or without "gated-".
+      feed_forward_proj: activation of the MLP, "relu" (v1.0) or "gated-gelu" (v1.1; the tanh form of GELU),
+        in general one of `ACTIVATIONS` with or without "gated-".
       tie_word_embeddings: whether the output head is the input embedding.
       scale_decoder_outputs: whether the decoder output is multiplied by `d_model ** -0.5` before the head. It
         goes with tying in the published models, but some re-saved ones have one without the other.
@@ -91,13 +91,14 @@ class T5Config:
                 raise InputError(f"T5Config.{name} is {value!r}. Expected an integer of at least 1.")
         if self.relative_attention_num_buckets % 4:
             raise InputError(
-                f"T5Config.relative_attention_num_buckets is {self.relative_attention_num_buckets}. Expected a "
-                "multiple of 4: half of the buckets serve each direction, half of those single distances."
+                f"T5Config.relative_attention_num_buckets is {self.relative_attention_num_buckets}. Expected "
+                "a multiple of 4: half of the buckets serve each direction, half of those single distances."
             )
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
             raise InputError(
-                f"T5Config.relative_attention_max_distance is {self.relative_attention_max_distance}. Expected "
-                f"more than a quarter of relative_attention_num_buckets ({self.relative_attention_num_buckets})."
+                f"T5Config.relative_attention_max_distance is {self.relative_attention_max_distance}. "
+                "Expected more than a quarter of relative_attention_num_buckets "
+                f"({self.relative_attention_num_buckets})."
             )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise InputError(f"T5Config.dropout_rate is {self.dropout_rate}. Expected 0 <= rate < 1.")
@@ -105,7 +106,8 @@ class T5Config:
         for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise InputError(
-                    f"T5Config.{name} is {getattr(self, name)}. Expected an id below vocab_size={self.vocab_size}."
+                    f"T5Config.{name} is {getattr(self, name)}. Expected an id below the vocab_size of "
+                    f"{self.vocab_size}."
                 )
 
     @property
@@ -117,7 +119,9 @@ class T5Config:
     def activation(self) -> str:
         """Name of the activation; `gated-gelu` has always meant the tanh form, which is called `gelu_new`."""
         return (
-            "gelu_new" if self.feed_forward_proj == "gated-gelu" else self.feed_forward_proj.removeprefix("gated-")
+            "gelu_new"
+            if self.feed_forward_proj == "gated-gelu"
+            else self.feed_forward_proj.removeprefix("gated-")
         )
 
     @property
@@ -156,14 +160,14 @@ class T5Config:
         model_type = values.get("model_type", "t5")
         if model_type not in _MODEL_TYPES:
             raise InputError(
-                f"config.json: model_type is {model_type!r}. Expected one of {', '.join(_MODEL_TYPES)}: only models of "
-                "the T5 architecture can be read."
+                f"config.json: model_type is {model_type!r}. Expected one of {', '.join(_MODEL_TYPES)}: only "
+                "models of the T5 architecture can be read."
             )
         missing = [name for name in _REQUIRED if values.get(name) is None]
         if missing:
             raise InputError(
-                f"config.json has no {', '.join(missing)}. Expected the configuration of a T5 model with the fields "
-                f"{', '.join(_REQUIRED)}."
+                f"config.json has no {', '.join(missing)}. Expected the configuration of a T5 model with the "
+                f"fields {', '.join(_REQUIRED)}."
             )
         fields = {f.name: values[f.name] for f in dataclasses.fields(cls) if values.get(f.name) is not None}
         fields.setdefault("num_decoder_layers", values["num_layers"])
@@ -172,14 +176,14 @@ class T5Config:
             fields["eos_token_id"] = fields["eos_token_id"][0]
         if model_type == "mt5":
             fields.setdefault("feed_forward_proj", "gated-gelu")
-            # transformers 5 writes `true` here although mT5 has always had a head of its own, and never scales.
+            # transformers 5 calls every mT5 tied whatever its weights, so that says nothing about the scale.
             fields.setdefault("tie_word_embeddings", False)
             fields.setdefault("scale_decoder_outputs", False)
         fields.setdefault("scale_decoder_outputs", fields.get("tie_word_embeddings", True))
         return cls(**fields)
 
     def to_hf_dict(self) -> dict[str, Any]:
-        """The `config.json` from which transformers builds the same model (as `T5ForConditionalGeneration`)."""
+        """The `config.json` from which transformers builds the same `T5ForConditionalGeneration`."""
         return {
             "architectures": ["T5ForConditionalGeneration"],
             "model_type": "t5",

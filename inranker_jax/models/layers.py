@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from inranker_jax.models.config import Compute, T5Config
 # Finite, so that a row without any real token gets a uniform distribution instead of NaN.
 MASKED_SCORE = float(np.finfo(np.float32).min)
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
@@ -44,9 +46,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0.0)
 
 
-def fold_in(key: jax.Array | None, data: int) -> jax.Array | None:
-    """A key for one place in the model; None stays None."""
-    return None if key is None else jax.random.fold_in(key, data)
+def split(key: jax.Array | None, *shape: int) -> Any:
+    """Independent keys of a shape, or nested lists of None of that shape when there is no key.
+
+    Deriving all of them at once keeps the hash function from being compiled again for every key.
+    """
+    if key is not None:
+        return jax.random.split(key, shape)
+    return [None if len(shape) == 1 else split(None, *shape[1:]) for _ in range(shape[0])]
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
@@ -55,7 +62,7 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def relative_position_buckets(offsets: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Bidirectional relative-position buckets (T5, Raffel et al. 2020, section 2.1; `transformers` bit for bit).
+    """Bidirectional relative-position buckets (T5, Raffel et al. 2020, section 2.1), as in transformers.
 
     Half of the buckets serve each direction. Half of those hold one distance each; the others grow
     logarithmically up to `max_distance`, and the last one takes everything beyond.
@@ -137,9 +144,12 @@ class Mlp(nnx.Module):
         self.activation = config.activation
         self.gated = config.gated
         factor = config.initializer_factor
-        for name in ("wi_0", "wi_1") if config.gated else ("wi",):
-            shape, std = (config.d_model, config.d_ff), factor * config.d_model**-0.5
-            setattr(self, name, Projection(shape, ("embed", "mlp"), std, dtype, rngs=rngs))
+        shape, std = (config.d_model, config.d_ff), factor * config.d_model**-0.5
+        first = functools.partial(Projection, shape, ("embed", "mlp"), std, dtype, rngs=rngs)
+        if config.gated:
+            self.wi_0, self.wi_1 = first(), first()
+        else:
+            self.wi = first()
         shape, std = (config.d_ff, config.d_model), factor * config.d_ff**-0.5
         self.wo = Projection(shape, ("mlp", "embed"), std, dtype, rngs=rngs)
 
@@ -173,28 +183,28 @@ class RelativePositionBias(nnx.Module):
         row = jnp.take(table, jnp.asarray(buckets), axis=1)
         heads, width = row.shape
         rows = jnp.broadcast_to(row[:, None, :], (heads, length, width)).reshape(heads, length * width)
-        # Rows one entry shorter than the repeated row start one entry earlier each: row i begins at offset -i.
+        # Cut one entry shorter, each row starts one entry earlier than the last: row i begins at offset -i.
         windows = rows[:, : length * (width - 1)].reshape(heads, length, width - 1)
         return windows[None, :, :, :length]
 
 
 class Attention(nnx.Module):
-    """The four projections of one attention block, and the ways in which T5 with one decoder position uses them."""
+    """The four projections of an attention block, and the three ways in which this model uses them."""
 
     def __init__(self, config: T5Config, dtype: str, *, rngs: nnx.Rngs) -> None:
         self.heads = config.num_heads
         self.rate = config.dropout_rate
         self.dtype = dtype
         width, inner, factor = config.d_model, config.inner_dim, config.initializer_factor
-        # T5 does not divide scores by sqrt(d_kv); the query's initialisation makes up for it.
-        stds = {"query": (width * config.d_kv) ** -0.5, "key": width**-0.5, "value": width**-0.5}
-        for name, std in stds.items():
-            kernel = Projection((width, inner), ("embed", "heads"), factor * std, dtype, rngs=rngs)
-            setattr(self, name, kernel)
+        names, std = ("embed", "heads"), factor * width**-0.5
+        # Scores are not divided by sqrt(d_kv): T5 makes the query's initial values smaller instead.
+        self.query = Projection((width, inner), names, std * config.d_kv**-0.5, dtype, rngs=rngs)
+        self.key = Projection((width, inner), names, std, dtype, rngs=rngs)
+        self.value = Projection((width, inner), names, std, dtype, rngs=rngs)
         self.out = Projection((inner, width), ("heads", "embed"), factor * inner**-0.5, dtype, rngs=rngs)
 
     def _split(self, x: jax.Array) -> jax.Array:
-        """[n, length, heads * d_kv] -> [n, heads, length, d_kv], the layout in which XLA's products are fastest."""
+        """[n, length, heads * d_kv] -> [n, heads, length, d_kv], the layout of XLA's fastest products."""
         return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(1, 2)
 
     def full(self, x: jax.Array, bias: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -264,12 +274,12 @@ class EncoderLayer(nnx.Module):
         self.pre_mlp_layer_norm = Norm(config)
         self.mlp = Mlp(config, compute.dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[n, length, embed] -> [n, length, embed]; `bias` and `mask` as in `Attention.full`."""
-        attended = self.attention.full(self.pre_attention_layer_norm(x), bias, mask, fold_in(key, 0))
-        x = x + dropout(attended, self.rate, fold_in(key, 1))
-        transformed = self.mlp(self.pre_mlp_layer_norm(x), fold_in(key, 2))
-        return x + dropout(transformed, self.rate, fold_in(key, 3))
+    def __call__(self, x: jax.Array, bias: jax.Array, mask: jax.Array, keys: Any) -> jax.Array:
+        """[n, length, embed] -> [n, length, embed]; `bias` and `mask` as for `Attention.full`, 4 `keys`."""
+        attended = self.attention.full(self.pre_attention_layer_norm(x), bias, mask, keys[0])
+        x = x + dropout(attended, self.rate, keys[1])
+        transformed = self.mlp(self.pre_mlp_layer_norm(x), keys[2])
+        return x + dropout(transformed, self.rate, keys[3])
 
 
 class DecoderLayer(nnx.Module):
@@ -284,15 +294,15 @@ class DecoderLayer(nnx.Module):
         self.pre_mlp_layer_norm = Norm(config)
         self.mlp = Mlp(config, compute.dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, encoded: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[n, embed] -> [n, embed]; `encoded` and `mask` as in `Attention.absorbed`."""
-        attended = self.self_attention.single(self.pre_self_attention_layer_norm(x), fold_in(key, 0))
-        x = x + dropout(attended, self.rate, fold_in(key, 1))
+    def __call__(self, x: jax.Array, encoded: jax.Array, mask: jax.Array, keys: Any) -> jax.Array:
+        """[n, embed] -> [n, embed]; `encoded` and `mask` as for `Attention.absorbed`, 6 `keys`."""
+        attended = self.self_attention.single(self.pre_self_attention_layer_norm(x), keys[0])
+        x = x + dropout(attended, self.rate, keys[1])
         normed = self.pre_cross_attention_layer_norm(x)
-        attended = self.encoder_decoder_attention.absorbed(normed, encoded, mask, fold_in(key, 2))
-        x = x + dropout(attended, self.rate, fold_in(key, 3))
-        transformed = self.mlp(self.pre_mlp_layer_norm(x), fold_in(key, 4))
-        return x + dropout(transformed, self.rate, fold_in(key, 5))
+        attended = self.encoder_decoder_attention.absorbed(normed, encoded, mask, keys[2])
+        x = x + dropout(attended, self.rate, keys[3])
+        transformed = self.mlp(self.pre_mlp_layer_norm(x), keys[4])
+        return x + dropout(transformed, self.rate, keys[5])
 
 
 def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], names: tuple[str, ...], std: float) -> nnx.Param:

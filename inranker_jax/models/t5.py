@@ -5,7 +5,8 @@ training, scoring and checkpoints hold:
 
 >>> import jax.numpy as jnp
 >>> from inranker_jax.models import T5Config, apply, init_params
->>> config = T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2)
+>>> layers = {"num_layers": 1, "num_decoder_layers": 1}
+>>> config = T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_heads=2, **layers)
 >>> params = init_params(config, seed=0)
 >>> params["encoder"]["layers_0"]["attention"]["query"]["kernel"].shape
 (8, 8)
@@ -36,8 +37,8 @@ from inranker_jax.models.layers import (
     Projection,
     RelativePositionBias,
     dropout,
-    fold_in,
     product,
+    split,
 )
 
 Params = dict[str, Any]
@@ -60,12 +61,14 @@ class Encoder(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
         """Embedded tokens [n, length, embed], mask bool [n, length] -> [n, length, embed]."""
+        first, last, inner = split(key, 3)
+        keys = split(inner, self.num_layers, 4)
         bias = self.relpos_bias(x.shape[1])
-        x = _divide_batch(dropout(x, self.rate, fold_in(key, 0)))
+        x = _divide_batch(dropout(x, self.rate, first))
         for i in range(self.num_layers):
             layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            x = _divide_batch(layer(x, bias, mask[:, None, None, :], fold_in(key, 2 + i)))
-        return dropout(self.encoder_norm(x), self.rate, fold_in(key, 1))
+            x = _divide_batch(layer(x, bias, mask[:, None, None, :], keys[i]))
+        return dropout(self.encoder_norm(x), self.rate, last)
 
 
 class Decoder(nnx.Module):
@@ -86,11 +89,13 @@ class Decoder(nnx.Module):
 
     def __call__(self, x: jax.Array, encoded: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
         """Start states [n, embed], encoder output [n, length, embed], mask bool [n, length] -> [n, embed]."""
-        x = dropout(x, self.rate, fold_in(key, 0))
+        first, last, inner = split(key, 3)
+        keys = split(inner, self.num_layers, 6)
+        x = dropout(x, self.rate, first)
         for i in range(self.num_layers):
             layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            x = layer(x, encoded, mask[:, None, :], fold_in(key, 2 + i))
-        return dropout(self.decoder_norm(x), self.rate, fold_in(key, 1))
+            x = layer(x, encoded, mask[:, None, :], keys[i])
+        return dropout(self.decoder_norm(x), self.rate, last)
 
 
 class T5CrossEncoder(nnx.Module):
@@ -127,11 +132,12 @@ class T5CrossEncoder(nnx.Module):
         """
         tokens, label_ids = jnp.asarray(tokens), jnp.asarray(label_ids)
         _check_inputs(self.config, tokens, label_ids)
+        encoder_key, decoder_key = split(dropout_key, 2)
         mask = tokens != self.config.pad_token_id
-        encoded = self.encoder(self.token_embedder(tokens), mask, fold_in(dropout_key, 0))
+        encoded = self.encoder(self.token_embedder(tokens), mask, encoder_key)
         start = self.token_embedder(jnp.asarray(self.config.decoder_start_token_id))
         start = jnp.broadcast_to(start[None, :], (tokens.shape[0], self.config.d_model))
-        x = self.decoder(start, encoded, mask, fold_in(dropout_key, 1))
+        x = self.decoder(start, encoded, mask, decoder_key)
         if self.config.scale_decoder_outputs:
             x = x * self.config.d_model**-0.5
         if self.config.tie_word_embeddings:
@@ -243,7 +249,10 @@ def _divide_batch(x: jax.Array) -> jax.Array:
 
 
 def _check_inputs(config: T5Config, tokens: jax.Array, label_ids: jax.Array) -> None:
-    for name, array, rank, shape in (("tokens", tokens, 2, "[n, length]"), ("label_ids", label_ids, 1, "[K]")):
+    for name, array, rank, shape in (
+        ("tokens", tokens, 2, "[n, length]"),
+        ("label_ids", label_ids, 1, "[K]"),
+    ):
         if array.ndim != rank or not jnp.issubdtype(array.dtype, jnp.integer):
             raise InputError(f"{name} is {array.dtype}{list(array.shape)}. Expected int32 {shape}.")
     # Inside jit the ids are usually constants all the same; traced ones cannot be checked.
@@ -251,6 +260,6 @@ def _check_inputs(config: T5Config, tokens: jax.Array, label_ids: jax.Array) -> 
         outside = [int(i) for i in np.asarray(label_ids) if not 0 <= i < config.vocab_size]
         if outside:
             raise InputError(
-                f"label_ids {outside} are outside the model's vocabulary of {config.vocab_size}. Expected ids that "
-                "the tokenizer of this model gives to the label pieces."
+                f"label_ids {outside} are outside the model's vocabulary of {config.vocab_size}. Expected "
+                "the ids that the tokenizer of this model gives to the label pieces."
             )

@@ -47,7 +47,11 @@ def mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[
     agreeing: list[str] = []
 
     def flush() -> None:
-        shown = agreeing if len(agreeing) <= 4 else [agreeing[0], f"  ... {len(agreeing) - 2} equal ...", agreeing[-1]]
+        shown = (
+            agreeing
+            if len(agreeing) <= 4
+            else [agreeing[0], f"  ... {len(agreeing) - 2} equal ...", agreeing[-1]]
+        )
         lines.extend(shown)
         agreeing.clear()
 
