@@ -28,6 +28,7 @@ Run = dict[str, dict[str, float]]
 Qrels = dict[str, dict[str, int]]
 
 _BLANKS = re.compile(r"[ \t]+")
+_ANY_BLANK = re.compile(r"[ \t\r\n]")
 _QRELS_EXPECTED = (
     "'query-id<tab>corpus-id<tab>score' (BEIR) or 'query 0 document grade' (TREC), whole-number grades"
 )
@@ -275,21 +276,25 @@ def write_run(path: PathType, run: Mapping[str, Mapping[str, float]], tag: str) 
     with atomic_text(path) as out:
         for query, scores in run.items():
             _check_token(path, "query id", query)
-            for rank, document in enumerate(ranking(scores), start=1):
+            order = ranking(scores)
+            with np.errstate(over="ignore"):
+                values = np.array([scores[document] for document in order], np.float64).astype(np.float32)
+            lines = []
+            for rank, (document, finite, score) in enumerate(
+                zip(order, np.isfinite(values).tolist(), values, strict=True), start=1
+            ):
                 _check_token(path, "document id", document)
-                with np.errstate(over="ignore"):
-                    score = np.float32(scores[document])
-                if not np.isfinite(score):
-                    raise InputError.at(
-                        path, None,
-                        f"cannot write score {scores[document]!r} of query {query!r}, document {document!r}",
-                        "a finite float32",
-                    )  # fmt: skip
-                out.write(f"{query} Q0 {document} {rank} {score} {tag}\n")
+                if not finite:
+                    problem = (
+                        f"cannot write score {scores[document]!r} of query {query!r}, document {document!r}"
+                    )
+                    raise InputError.at(path, None, problem, "a finite float32")
+                lines.append(f"{query} Q0 {document} {rank} {score} {tag}\n")
+            out.writelines(lines)
 
 
 def _check_token(path: PathType, kind: str, token: str) -> None:
-    if not token or any(character in token for character in " \t\r\n"):
+    if not token or _ANY_BLANK.search(token):
         raise InputError.at(path, None, f"cannot write {kind} {token!r}", f"a {kind} without blanks")
 
 

@@ -195,9 +195,9 @@ def evaluate_dataset(
     for note in notes:
         announce(f"{name}: {note}")
     report = _run_systems(collection, {first: candidates}, settings, model, target, fingerprint, announce)
-    provenance = {
+    provenance: dict[str, Any] = {
         "fingerprint": fingerprint,
-        "settings": {key: value for key, value in dataclasses.asdict(settings).items() if key != "overrides"},
+        "settings": {**dataclasses.asdict(settings), "measures": list(settings.measures)},
         "candidates": str(run_file) if run_file is not None else "bm25s lucene",
         "qrels": str(qrels_file) if qrels_file is not None else f"qrels/{settings.split}.tsv",
         "documents": len(collection.documents),
@@ -205,6 +205,7 @@ def evaluate_dataset(
         "versions": versions(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    del provenance["settings"]["overrides"]  # applied, and empty by now
     summary = dataclasses.replace(report.summary, provenance=provenance, notes=notes)
     dataclasses.replace(report, summary=summary).write(target)
     (target / _UNFINISHED).unlink(missing_ok=True)
