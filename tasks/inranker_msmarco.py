@@ -12,6 +12,7 @@ For labels of your own in this format, call `register` in your task file.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 
 import seqio
@@ -53,13 +54,14 @@ def read_pairs(
 
 
 @functools.cache
-def _judgments(path: PathType | None) -> Qrels:
-    return read_qrels(path if path is not None else data_path(QRELS))
+def _judgments(path: str) -> Qrels:
+    return read_qrels(path)
 
 
 def judged_relevance(path: PathType | None, pair: LabelledPair) -> float:
     """1 for a document that is judged relevant to the query, else 0."""
-    return float(_judgments(path).get(pair.query_id, {}).get(pair.document_id, 0) > 0)
+    judgments = _judgments(os.fspath(path) if path is not None else data_path(QRELS))
+    return float(judgments.get(pair.query_id, {}).get(pair.document_id, 0) > 0)
 
 
 def register(

@@ -180,26 +180,36 @@ def _source_files(task: seqio.Task, split: str, use_cached: bool) -> list[list[A
     return described or None
 
 
-def _code(value: Any, depth: int = 4) -> Any:
+def _code(value: Any, depth: int = 7) -> Any:
     """What a function is: where it comes from, the text of its file, and the values it holds."""
+    if value is None or isinstance(value, str | bytes | int | float | os.PathLike):
+        return repr(value)
+    if depth == 0 or inspect.ismodule(value):
+        return type(value).__qualname__
     if isinstance(value, functools.partial):
-        return ["partial", _code(value.func), [_code(a) for a in value.args], _code(value.keywords)]
+        value = [value.func, value.args, value.keywords]
     if isinstance(value, Mapping):
-        return [[str(key), _code(entry)] for key, entry in value.items()]
-    if depth == 0 or not (callable(value) or hasattr(value, "__dict__")):
+        return [[str(key), _code(entry, depth - 1)] for key, entry in value.items()]
+    if isinstance(value, list | tuple):
+        return [_code(entry, depth - 1) for entry in value]
+    if not (callable(value) or hasattr(value, "__dict__")):
         return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     inner = inspect.unwrap(value) if callable(value) else value
     home = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner)
-    try:
-        text = pathlib.Path(inspect.getsourcefile(home) or "").read_bytes()
-    except (TypeError, OSError):
-        text = getattr(getattr(inner, "__code__", None), "co_code", b"")
-    held: list[Any] = [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
-    held += [getattr(inner, "__defaults__", None), getattr(inner, "__kwdefaults__", None)]
+    code = getattr(inner, "__code__", None)
+    # Two lambdas of one file have the same name and file: their place and bytecode tell them apart.
+    text = f"{code.co_firstlineno}".encode() + code.co_code if code is not None else b""
+    with contextlib.suppress(TypeError, OSError):
+        text += pathlib.Path(inspect.getsourcefile(home) or "").read_bytes()
     if home is type(inner):
-        held.append(vars(inner) if hasattr(inner, "__dict__") else {})
+        held: list[Any] = [getattr(inner, "__dict__", None)]
+    else:
+        held = [getattr(inner, name, None) for name in ("__self__", "__defaults__", "__kwdefaults__")]
+        for cell in getattr(inner, "__closure__", None) or ():
+            with contextlib.suppress(ValueError):  # a cell that is still empty
+                held.append(cell.cell_contents)
     name = f"{home.__module__}.{home.__qualname__}"
-    return [name, hashlib.sha256(text).hexdigest(), [_code(entry, depth - 1) for entry in held]]
+    return [name, hashlib.sha256(text).hexdigest(), _code(held, depth - 1)]
 
 
 def open_stores(

@@ -141,7 +141,8 @@ class LabelledPairs(seqio.FunctionDataSource):
     def source_files(self, split: str) -> list[str]:
         """The files that the split is read from, as declared; of a folder, those that lie in it."""
         found: list[str] = []
-        for path in map(os.fspath, self._files() if callable(self._files) else self._files):
+        for declared in self._files() if callable(self._files) else self._files:
+            path = os.fspath(declared)
             if os.path.isdir(path):
                 found += sorted(entry.path for entry in os.scandir(path) if entry.is_file())
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pathlib
@@ -260,6 +261,17 @@ def test_bad_arguments(arguments: dict[str, Any]) -> None:
         data.LabelledPairs({"train": pairs}, validation_fraction=0.1)
 
 
+class Reader:
+    """A reader with state, which also refers to itself."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.me = self
+
+    def read(self) -> Iterator[LabelledPair]:
+        return pairs(self.count)
+
+
 def identity(source: Any, name: str) -> str | None:
     task = seqio.Task(name, source, data.OUTPUT_FEATURES, preprocessors=[seqio.CacheDatasetPlaceholder()])
     return registry.source_identity(task, "train")
@@ -276,10 +288,14 @@ def test_the_identity_follows_files_and_arguments(tmp_path: pathlib.Path) -> Non
         identity(data.LabelledPairs(pairs, files=[path], list_size=2), "t"),
         identity(data.LabelledPairs(pairs, files=[path], validation_fraction=0.5), "t"),
         identity(data.LabelledPairs(lambda: pairs(7), files=[path]), "t"),
+        identity(data.LabelledPairs(lambda: pairs(8), files=[path]), "t"),
         identity(data.LabelledPairs(pairs, files=[path], relevance="first"), "t"),
     ]
     for queries in (1, 2):
         others.append(identity(data.LabelledPairs(lambda count=queries: pairs(count), files=[path]), "t"))
+    for count in (1, 2):
+        others.append(identity(data.LabelledPairs(Reader(count).read, files=[path]), "t"))
+        others.append(identity(data.LabelledPairs(functools.partial(pairs, count), files=[path]), "t"))
     path.write_text("two words")
     others.append(identity(data.LabelledPairs(pairs, files=[path]), "t"))
     os.utime(path, ns=(0, 10**18))
