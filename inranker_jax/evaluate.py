@@ -13,18 +13,21 @@ and in an unfinished one the queries already scored are kept.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gin
+import numpy as np
 
 from inranker_jax import configuration
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.evaluation import pipeline
-from inranker_jax.evaluation.reports import CQADUPSTACK, Report, write_json
+from inranker_jax.evaluation.reports import CQADUPSTACK, DatasetSummary, Report, write_json
+from inranker_jax.interruption import Interruption
 
 # What gin files may bind, as `evaluation.NAME`.
 CONFIGURABLES = {
@@ -52,29 +55,52 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings) -> Report:
     runs = _files_of("--runs", flags.runs, names)
     qrels = _files_of("--qrels", flags.qrels, names)
     model = None if flags.bm25_only else configurable("load_reranker")(flags.checkpoint)
-    summaries = []
-    for position, name in enumerate(names, start=1):
-        announce(f"[{position}/{len(names)}] {name}")
-        summary = pipeline.evaluate_dataset(
-            name,
-            Path(flags.beir_dir, name),
-            Path(flags.output_dir, name),
-            settings,
-            model,
-            run_file=runs.get(name),
-            qrels_file=qrels.get(name),
-            announce=announce,
-        )
-        summaries.append(summary)
-        report = Report(tuple(summaries))
-        results = report.to_dict(
-            complete=position == len(names),
-            command=sys.argv,
-            checkpoint=None if flags.bm25_only else flags.checkpoint,
-            versions=pipeline.versions(),
-        )
-        write_json(Path(flags.output_dir, "results.json"), results)
+    summaries: list[DatasetSummary] = []
+    with Interruption() as interruption:
+
+        def check() -> None:
+            if interruption.requested:
+                raise KeyboardInterrupt(interruption.exit_status)
+
+        if model is not None:
+            model = _between_calls(model, check)
+        for position, name in enumerate(names, start=1):
+            check()
+            announce(f"[{position}/{len(names)}] {name}")
+            summary = pipeline.evaluate_dataset(
+                name,
+                Path(flags.beir_dir, name),
+                Path(flags.output_dir, name),
+                settings,
+                model,
+                run_file=runs.get(name),
+                qrels_file=qrels.get(name),
+                announce=announce,
+            )
+            summaries.append(summary)
+            report = Report(tuple(summaries))
+            results = report.to_dict(
+                complete=position == len(names),
+                command=sys.argv,
+                checkpoint=None if flags.bm25_only else flags.checkpoint,
+                versions=pipeline.versions(),
+            )
+            write_json(Path(flags.output_dir, "results.json"), results)
     return report
+
+
+def _between_calls(model: pipeline.Model, check: Callable[[], None]) -> pipeline.Model:
+    """A model that calls `check` before it scores.
+
+    A signal is only noted when it arrives: Python drops an exception that a handler raises inside a garbage
+    collection callback, and JAX has one, so a Ctrl-C that raised at once would sometimes do nothing.
+    """
+
+    def score_pairs(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        check()
+        return model.score_pairs(pairs)
+
+    return dataclasses.replace(model, score_pairs=score_pairs)
 
 
 def find_datasets(beir_dir: Path, names: Sequence[str]) -> list[str]:
@@ -206,9 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         announce(f"error: {error}")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         announce("interrupted: what was finished is kept; run the same command to go on.")
-        return 130
+        return interrupt.args[0] if interrupt.args else 130
     print(report.table())
     announce(f"Runs, per-query values and results.json are in {flags.output_dir}")
     return 0

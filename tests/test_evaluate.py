@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from inranker_jax import evaluate, records
-from tests.evaluation.tiny_collection import write_beir
+from inranker_jax.evaluation.pipeline import Model
+from tests.evaluation.tiny_collection import overlap, write_beir
 from tests.tiny_vocabulary import write_spiece
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -163,6 +166,37 @@ def test_ctrl_c_keeps_what_is_finished(beir, tmp_path, capsys, monkeypatch):
     status, _, message = _main(capsys, *flags)
     assert status == 0
     assert "mini: finished in" in message
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_the_call_and_keeps_its_scores(
+    beir, tmp_path, capsys, monkeypatch, number, expected
+):
+    calls = []
+
+    def score_pairs(pairs):
+        calls.append(len(pairs))
+        if len(calls) == 1:
+            signal.raise_signal(number)
+        return np.array(overlap(pairs), np.float32)
+
+    real = evaluate.configurable
+    fake = Model(score_pairs, {"fingerprint": "m"})
+    monkeypatch.setattr(
+        evaluate, "configurable", lambda name: (lambda _: fake) if name == "load_reranker" else real(name)
+    )
+    flags = [
+        "--checkpoint=any", f"--beir_dir={beir}", "--datasets=mini", f"--output_dir={tmp_path}",
+        "--gin.evaluation.Settings.pairs_per_call=1",
+    ]  # fmt: skip
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    status, table, message = _main(capsys, *flags)
+    assert (status, table, len(calls)) == (expected, "", 1)
+    assert message.splitlines()[-1].startswith("interrupted: ")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    status, _, message = _main(capsys, *flags)
+    assert (status, len(calls)) == (0, 3)
+    assert "mini: going on after 1 queries" in message
 
 
 @pytest.mark.parametrize(

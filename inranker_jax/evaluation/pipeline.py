@@ -48,6 +48,7 @@ class Settings:
       measures: trec_eval's names; see `evaluation.measures.evaluate`.
       gain: "linear" (trec_eval) or "exponential".
       drop_identical_ids: drop documents whose id is their query's id, as BEIR does.
+      pairs_per_call: how many pairs the model gets at once; after each such call the scores are on disk.
       overrides: dataset name -> other values of these settings for it.
     """
 
@@ -61,6 +62,7 @@ class Settings:
     measures: Sequence[str] = measuring.DEFAULT_MEASURES
     gain: str = "linear"
     drop_identical_ids: bool = True
+    pairs_per_call: int = 2048
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def for_dataset(self, name: str) -> Settings:
@@ -102,6 +104,7 @@ def evaluate_systems(
     split: str = "test",
     announce: Announce | None = None,
     memories: Mapping[str, ScoreMemory] | None = None,
+    pairs_per_call: int = 2048,
 ) -> CollectionReport:
     """Measures systems on one collection.
 
@@ -117,6 +120,7 @@ def evaluate_systems(
       split: named in the report.
       announce: prints progress lines of scorers; None is silent.
       memories: system -> where its finished queries are kept.
+      pairs_per_call: how many pairs a scorer gets at once.
 
     Returns:
       The report, systems in the order given; `.table()` prints it.
@@ -131,7 +135,15 @@ def evaluate_systems(
         if callable(system):
             progress = Progress(f"{collection.name} {name}", announce) if announce else None
             memory = (memories or {}).get(name)
-            runs[name] = rerank(candidates, collection, system, depth, memory=memory, progress=progress)
+            runs[name] = rerank(
+                candidates,
+                collection,
+                system,
+                depth,
+                pairs_per_call=pairs_per_call,
+                memory=memory,
+                progress=progress,
+            )
         else:
             judged = {query: dict(scores) for query, scores in system.items() if query in collection.qrels}
             runs[name] = _without_identical(judged) if drop_identical_ids else judged
@@ -292,6 +304,7 @@ def _run_systems(
             split=settings.split,
             announce=announce,
             memories=memories,
+            pairs_per_call=settings.pairs_per_call,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import logging
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -48,7 +49,10 @@ def _bm25s() -> Any:
         before: Any = sys.modules.get("jax.lax", missing)
         sys.modules["jax.lax"] = None  # type: ignore[assignment]
         try:
-            return importlib.import_module("bm25s")
+            module = importlib.import_module("bm25s")
+            # Its logger is set to DEBUG, and would talk through any handler that another package installed.
+            logging.getLogger("bm25s").setLevel(logging.WARNING)
+            return module
         except ModuleNotFoundError as error:
             raise InputError(
                 f"BM25 needs the package {error.name!r}: run `pip install 'inranker_jax[eval]'`, or give "

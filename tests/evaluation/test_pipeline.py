@@ -80,19 +80,15 @@ def test_finished_dataset_is_read_back_until_something_changes(mini, tmp_path):
     assert not any("not computed again" in line for line in _evaluate(mini, out, Settings(depth=1))[1])
 
 
-def test_interrupted_dataset_goes_on(mini, tmp_path, monkeypatch):
-    from inranker_jax.evaluation import pipeline
-
-    # One query a call.
-    rerank = pipeline.rerank
-    monkeypatch.setattr(pipeline, "rerank", lambda *a, **k: rerank(*a, pairs_per_call=1, **k))
-    whole, _ = _evaluate(mini, tmp_path / "whole", model=_Counting().model)
+def test_interrupted_dataset_goes_on(mini, tmp_path):
+    by_query = Settings(pairs_per_call=1)
+    whole, _ = _evaluate(mini, tmp_path / "whole", by_query, _Counting().model)
     out, dying = tmp_path / "out", _Counting(dies_at=4)
     with pytest.raises(KeyboardInterrupt):
-        _evaluate(mini, out, model=dying.model)
+        _evaluate(mini, out, by_query, dying.model)
     assert not (out / "result.json").exists()
     counting = _Counting()
-    summary, lines = _evaluate(mini, out, model=counting.model)
+    summary, lines = _evaluate(mini, out, by_query, counting.model)
     assert lines[0].startswith("mini: going on after")
     assert 0 < counting.pairs < counting.pairs + dying.pairs
     assert summary.systems == whole.systems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from inranker_jax.errors import InputError
 from inranker_jax.records import Document, Query
 from inranker_jax.retrieval import BM25Index
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = [
     Document("a", "shock wave wave", "boundary"),
     Document("b", "wave"),
@@ -117,9 +119,12 @@ def test_bad_arguments_are_explained():
 @pytest.mark.parametrize("jax_first", [False, True])
 def test_searching_is_silent_and_does_not_start_a_jax_backend(jax_first):
     script = f"""
-import sys
+import logging, sys
+logging.basicConfig(level=logging.DEBUG)
 if {jax_first}:
+    logging.disable()  # JAX's own debug lines
     import jax.lax
+    logging.disable(logging.NOTSET)
 from inranker_jax.records import Document, Query
 from inranker_jax.retrieval import BM25Index
 assert "bm25s" not in sys.modules
@@ -131,10 +136,11 @@ if {jax_first}:
     assert not xla_bridge.backends_are_initialized()
 else:
     assert "jax" not in sys.modules and "jax.lax" not in sys.modules
+    logging.disable()
     import jax.lax
     assert jax.lax.top_k
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
