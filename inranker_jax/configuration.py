@@ -8,14 +8,16 @@ a plain function; they get their gin names here.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import gin
 
+from inranker_jax import quiet
 from inranker_jax.errors import InputError, did_you_mean
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -29,15 +31,20 @@ CONFIGURABLES: dict[str, str] = {
     "losses.weighted_sum": "inranker_jax.losses",
     "models.T5Config": "inranker_jax.models",
     "models.Compute": "inranker_jax.models",
+    "evaluation.report_student": "inranker_jax.evaluation.student_report",
     "optimizers.adamw": "inranker_jax.optimizers",
     "optimizers.adafactor": "inranker_jax.optimizers",
     "optimizers.warmup_linear_decay": "inranker_jax.optimizers",
     "optimizers.inverse_square_root": "inranker_jax.optimizers",
     "optimizers.constant": "inranker_jax.optimizers",
+    "evaluation.Settings": "inranker_jax.evaluation.pipeline",
+    "evaluation.load_reranker": "inranker_jax.evaluation.loading",
     "partitioning.make_mesh": "inranker_jax.partitioning",
+    "partitioning.single_device_mesh": "inranker_jax.partitioning",
     "prompts.preset": "inranker_jax.prompts",
     "prompts.ScoringContract": "inranker_jax.prompts",
 }
+ROOMS = frozenset(name.split(".")[0] for name in CONFIGURABLES)
 
 
 def shipped_gin_folder() -> pathlib.Path:
@@ -71,42 +78,78 @@ def split_gin_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for argument in argv:
         if argument.startswith("--gin."):
             if "=" not in argument:
-                raise InputError(f"{argument}: expected --gin.NAME=VALUE, with string values in inner quotes.")
+                raise InputError(
+                    f"{argument}: expected --gin.NAME=VALUE, with string values in inner quotes."
+                )
             bindings.append(argument.removeprefix("--gin."))
         else:
             rest.append(argument)
     return bindings, rest
 
 
-def _register() -> None:
+def _register(rooms: Collection[str]) -> None:
     for name, home in CONFIGURABLES.items():
         module, function = name.split(".")
+        if module not in rooms:
+            continue
         try:
             gin.get_configurable(name)
         except ValueError:
-            gin.external_configurable(getattr(importlib.import_module(home), function), function, module=module)
+            gin.external_configurable(
+                getattr(importlib.import_module(home), function), function, module=module
+            )
 
 
-def parse_gin(files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> None:
-    """Parses gin files, then bindings, which win; misspelt names are errors.
+def add_gin_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--gin_file` and `--gin_search_paths`; `--gin.NAME=VALUE` is split off before (`split_gin_flags`)."""
+    parser.add_argument(
+        "--gin_file", action="append", default=[], help="gin file; may be given more than once"
+    )
+    parser.add_argument(
+        "--gin_search_paths",
+        type=lambda text: [part for part in text.split(",") if part],
+        default=[],
+        help="comma-separated folders in which gin files and their includes are looked for",
+    )
+    parser.epilog = "--gin.NAME=VALUE sets a single gin value; strings need inner quotes: --gin.NAME='\"x\"'."
+
+
+def parse_gin(
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
+    macros: Mapping[str, Any] | None = None,
+    rooms: Collection[str] = ROOMS,
+) -> None:
+    """Parses gin files, then `macros` that are not None, then bindings; the later wins.
+
+    Args:
+      files: gin files, see `find_gin_file`.
+      bindings: single bindings, as after `--gin.`.
+      search_paths: folders in which files and their includes are looked for.
+      macros: macros that flags set.
+      rooms: the rooms whose objects may be bound; only these are imported.
 
     Raises:
-      InputError: a file is missing, or a file or a binding does not parse.
+      InputError: a file is missing, a file or a binding does not parse, or a required value is not set.
     """
-    _register()
+    _register(rooms)
     gin.clear_config()
     for folder in [*search_paths, str(shipped_gin_folder().parent), str(shipped_gin_folder())]:
         gin.add_config_file_search_path(folder)
     paths = [find_gin_file(name, search_paths) for name in files]
     try:
-        gin.parse_config_files_and_bindings(paths, list(bindings), finalize_config=False)
+        given = [f"{name} = {value!r}" for name, value in (macros or {}).items() if value is not None]
+        with quiet.gin_search():
+            gin.parse_config_files_and_bindings(paths, [*given, *bindings], finalize_config=False)
     except (ValueError, SyntaxError, OSError, TypeError) as error:
         raise InputError(_explain(error, bindings)) from error
+    _check_required()
 
 
 def _explain(error: Exception, bindings: Sequence[str]) -> str:
     text = str(error).strip()
-    unknown = re.search(r"No configurable matching ['\"]([^'\"]+)['\"]", text)
+    unknown = re.search(r"No configurable matching (?:reference )?['\"]@?([^'\"()]+)", text)
     hint = did_you_mean(unknown[1], CONFIGURABLES) if unknown else ""
     quotes = ""
     if any(re.fullmatch(r"[^=]+=[A-Za-z_/][^()@%]*", binding) for binding in bindings):
@@ -114,22 +157,18 @@ def _explain(error: Exception, bindings: Sequence[str]) -> str:
     return f"gin: {text}{hint}{quotes}"
 
 
-def bind_macro(name: str, value: Any) -> None:
-    """Sets a gin macro such as `MODEL_DIR` from a command-line flag, over whatever the files say."""
-    gin.bind_parameter(f"{name}/macro.value", value)
-
-
-def check_required() -> None:
-    """Raises InputError when a macro is still `gin.REQUIRED` after files and flags, and names it."""
-    missing = [
-        name.removesuffix("/gin.macro")
-        for (name, _), parameters in gin.config._CONFIG.items()
-        if parameters.get("value") is gin.REQUIRED
-    ]
+def _check_required() -> None:
+    """Raises InputError naming every macro that is still `%gin.REQUIRED` after files and flags."""
+    missing = sorted(
+        name
+        for (name, selector), parameters in gin.config._CONFIG.items()
+        if selector == "gin.macro" and repr(parameters.get("value")) == "%gin.REQUIRED"
+    )
     if missing:
+        flags = {"MODEL_DIR": "--output_dir=DIR", "INITIAL_CHECKPOINT_PATH": "--init_checkpoint=DIR"}
+        remedies = ", ".join(flags.get(name, f"--gin.{name}=VALUE") for name in missing)
         raise InputError(
-            f"required gin values are not set: {', '.join(sorted(missing))}. "
-            f"Set them in a gin file or as --gin.{sorted(missing)[0]}=VALUE."
+            f"required gin values are not set: {', '.join(missing)}. Set them in a gin file, or: {remedies}."
         )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,20 +28,8 @@ from inranker_jax.evaluation import pipeline
 from inranker_jax.evaluation.reports import CQADUPSTACK, DatasetSummary, Report, write_json
 from inranker_jax.interruption import Interruption
 
-# What gin files may bind, as `evaluation.NAME`.
-CONFIGURABLES = {
-    "Settings": "inranker_jax.evaluation.pipeline",
-    "load_reranker": "inranker_jax.evaluation.loading",
-}
-
-
-def configurable(name: str) -> Any:
-    """The gin-configurable form of an object of `evaluation`, registered on first use."""
-    try:
-        return gin.get_configurable(f"evaluation.{name}")
-    except ValueError:
-        target = getattr(importlib.import_module(CONFIGURABLES[name]), name)
-        return gin.external_configurable(target, name, module="evaluation")
+# The rooms whose objects the gin files of this binary bind: BM25 alone loads no model code.
+ROOMS = ("evaluation", "partitioning", "prompts")
 
 
 def evaluate(flags: argparse.Namespace, settings: pipeline.Settings) -> Report:
@@ -54,7 +41,7 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings) -> Report:
     names = find_datasets(Path(flags.beir_dir), flags.datasets)
     runs = _files_of("--runs", flags.runs, names)
     qrels = _files_of("--qrels", flags.qrels, names)
-    model = None if flags.bm25_only else configurable("load_reranker")(flags.checkpoint)
+    model = None if flags.bm25_only else gin.get_configurable("evaluation.load_reranker")(flags.checkpoint)
     summaries: list[DatasetSummary] = []
     with Interruption() as interruption:
 
@@ -225,10 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
         given = {"split": flags.split, "depth": flags.depth}
         bindings = [f"evaluation.Settings.{k} = {v!r}" for k, v in given.items() if v is not None] + bindings
-        for name in CONFIGURABLES:
-            configurable(name)
-        configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths)
-        report = evaluate(flags, configurable("Settings")())
+        configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, rooms=ROOMS)
+        report = evaluate(flags, gin.get_configurable("evaluation.Settings")())
     except InputError as error:
         announce(f"error: {error}")
         return 2

@@ -43,7 +43,7 @@ def make_mesh(
     """Builds the mesh `data` x `fsdp` x `model` over all devices of all processes.
 
     Args:
-      data: size of the `data` axis; -1 takes every device that the other two leave.
+      data: size of the `data` axis. One of the three may be -1: every device that the other two leave.
       fsdp: size of the `fsdp` axis.
       model: size of the `model` axis.
       devices: the devices; all of `jax.devices()` by default.
@@ -57,11 +57,13 @@ def make_mesh(
     devices = list(jax.devices() if devices is None else devices)
     count = len(devices)
     sizes = {"data": data, "fsdp": fsdp, "model": model}
-    for axis, size in sizes.items():
-        if size < 1 and not (axis == "data" and size == -1):
-            raise InputError(f"mesh axis {axis!r} has size {size}; expected a positive number (or -1 for data).")
-    if data == -1:
-        sizes["data"] = count // (fsdp * model) or 1
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise InputError(
+            f"mesh {_product(sizes)}: expected positive sizes, of which at most one is -1 (the rest)."
+        )
+    if free:
+        sizes[free[0]] = max(1, count // -math.prod(sizes.values()))
     if math.prod(sizes.values()) != count:
         raise InputError(
             f"mesh {_product(sizes)} needs {math.prod(sizes.values())} devices, but there are {count} "
@@ -73,6 +75,11 @@ def make_mesh(
     else:
         grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def single_device_mesh() -> Mesh:
+    """A mesh of this process's first device alone, however many there are."""
+    return make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
 
 
 def _product(sizes: Mapping[str, int]) -> str:
@@ -105,7 +112,9 @@ def _is_names(node: Any) -> bool:
     return isinstance(node, tuple) and all(name is None or isinstance(name, str) for name in node)
 
 
-def param_shardings(mesh: Mesh, logical_names: Any, abstract: Any, rules: LogicalRules = LOGICAL_RULES) -> Any:
+def param_shardings(
+    mesh: Mesh, logical_names: Any, abstract: Any, rules: LogicalRules = LOGICAL_RULES
+) -> Any:
     """Gives every parameter its `NamedSharding`.
 
     Args:

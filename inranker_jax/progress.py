@@ -46,7 +46,7 @@ class ScalarWriter:
 class _Pending:
     step: int
     metrics: Mapping[str, Any]
-    keys: Sequence[Any]
+    examples: Sequence[tuple[str, Sequence[str]]]
 
 
 class StepMonitor:
@@ -88,13 +88,15 @@ class StepMonitor:
         self._rate: float | None = None
         self.last_step = start_step
 
-    def add(self, step: int, metrics: Mapping[str, Any], keys: Sequence[Any]) -> None:
-        """Takes the metrics of `step` (device scalars) and the keys that name its examples.
+    def add(
+        self, step: int, metrics: Mapping[str, Any], examples: Sequence[tuple[str, Sequence[str]]]
+    ) -> None:
+        """Takes the metrics of `step` (device scalars) and the query and document ids of its batch.
 
         Raises:
           NonFiniteLossError: an earlier step's loss or gradient was not finite.
         """
-        self._pending.append(_Pending(step, metrics, keys))
+        self._pending.append(_Pending(step, metrics, examples))
         while len(self._pending) > self._lag:
             self._take(self._pending.popleft())
 
@@ -126,8 +128,12 @@ class StepMonitor:
 
     def _stop(self, pending: _Pending, values: Mapping[str, float]) -> None:
         path = self._output_dir / f"nonfinite_step_{pending.step}.json"
-        examples = [list(key) if isinstance(key, tuple) else key for key in pending.keys]
-        path.write_text(json.dumps({"step": pending.step, "metrics": dict(values), "examples": examples}, indent=1))
+        examples = [
+            {"query_id": query, "document_ids": list(documents)} for query, documents in pending.examples
+        ]
+        path.write_text(
+            json.dumps({"step": pending.step, "metrics": dict(values), "examples": examples}, indent=1)
+        )
         raise NonFiniteLossError(
             f"step {pending.step}: loss {values['loss']}, gradient norm {values['grad_norm']}. The batch begins with "
             f"{examples[:2]}; all its query and document ids are in {path}. Nothing after the last checkpoint was "
@@ -163,11 +169,14 @@ class StepMonitor:
             parts.append(f"{clock((self._total - step) / self._rate)} left")
         return "  ".join(parts)
 
-    def validation(self, step: int, loss: float, best: bool) -> None:
+    def validation(self, step: int, loss: float, is_best: bool) -> None:
         """Reports a validation loss."""
         if self._scalars:
             self._scalars.write(step, {"validation/loss": loss})
-            print(f"step {step}/{self._total}  validation loss {loss:.4f}{'  (best)' if best else ''}", flush=True)
+            print(
+                f"step {step}/{self._total}  validation loss {loss:.4f}{'  (best)' if is_best else ''}",
+                flush=True,
+            )
 
     def pause(self) -> _Pause:
         """Context manager: time inside it (validation, checkpoints) does not count as training time."""

@@ -103,9 +103,7 @@ def initialise(
       seed: seed of the dropout key.
       abstract: from `abstract_state`.
     """
-    return jax.jit(
-        lambda: create(make_params(), optimizer, seed), out_shardings=shardings_of(abstract)
-    )()
+    return jax.jit(lambda: create(make_params(), optimizer, seed), out_shardings=shardings_of(abstract))()
 
 
 def from_params(

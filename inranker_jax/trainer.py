@@ -11,6 +11,7 @@ A batch is a dictionary of global arrays, lists first (see `architecture.md`):
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +22,7 @@ from jax.sharding import Mesh
 
 from inranker_jax import losses, train_state
 from inranker_jax.errors import InputError
-from inranker_jax.models import Compute, T5Config
-from inranker_jax.models import t5
+from inranker_jax.models import Compute, T5Config, t5
 from inranker_jax.partitioning import batch_sharding, batch_ways, replicated
 from inranker_jax.train_state import TrainState
 
@@ -61,7 +61,9 @@ def false_true(logits: jax.Array) -> jax.Array:
     return jnp.concatenate([-logits / 2, logits / 2], axis=-1)
 
 
-def forward(spec: StepSpec, params: Any, tokens: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+def forward(
+    spec: StepSpec, params: Any, tokens: jax.Array, dropout_key: jax.Array | None = None
+) -> jax.Array:
     """The student's [false, true] logits.
 
     Args:
@@ -76,40 +78,18 @@ def forward(spec: StepSpec, params: Any, tokens: jax.Array, dropout_key: jax.Arr
     batch, list_size, length = tokens.shape
     label_ids = jnp.asarray(spec.label_ids, jnp.int32)
     rows = tokens.reshape(batch * list_size, length)
-    logits = t5.apply(
-        spec.config, params, rows, label_ids, compute=spec.compute, dropout_key=dropout_key
-    )
+    logits = t5.apply(spec.config, params, rows, label_ids, compute=spec.compute, dropout_key=dropout_key)
     return false_true(logits).reshape(batch, list_size, 2)
 
 
-def counts(list_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Numbers of real documents and of lists with a real document, at least 1 each, as float32."""
-    documents = jnp.maximum(jnp.sum(list_mask), 1).astype(jnp.float32)
-    lists = jnp.maximum(jnp.sum(jnp.any(list_mask, axis=-1)), 1).astype(jnp.float32)
-    return documents, lists
-
-
-def global_mean(list_mask: jax.Array) -> Callable[..., jax.Array]:
-    """A `reduce_fn` that divides by the counts of a whole batch, so micro-batches add up exactly.
-
-    Losses per document `[batch, list]` are divided by the documents of the batch, losses per list `[batch]` by
-    its lists.
-    """
-    documents, lists = counts(list_mask)
-
-    def reduce_fn(values: jax.Array, where: jax.Array | None = None) -> jax.Array:
-        return jnp.sum(values, where=where) / (documents if values.ndim == 2 else lists)
-
-    return reduce_fn
-
-
 def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-    reduce_fn = global_mean(batch["list_mask"])
+    # Counted over the whole batch, so that the shares of its micro-batches add up exactly.
+    counts = losses.valid_counts(spec.loss, batch, where=batch["list_mask"])
     use_dropout = spec.config.dropout_rate > 0
 
     def loss_fn(params: Any, part: Batch, part_key: jax.Array) -> jax.Array:
         logits = forward(spec, params, part["tokens"], part_key if use_dropout else None)
-        return losses.call(spec.loss, logits, part, where=part["list_mask"], reduce_fn=reduce_fn)
+        return losses.mean_over(counts, spec.loss, logits, part, where=part["list_mask"])
 
     if spec.accumulation == 1:
         return jax.value_and_grad(loss_fn)(params, batch, key)
@@ -141,7 +121,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[TrainSt
     updates, opt_state = spec.optimizer.update(gradients, state.opt_state, state.params)
     metrics = {
         "loss": loss,
-        "grad_norm": optax.global_norm(gradients),
+        "grad_norm": optax.tree.norm(gradients),
         "documents": jnp.sum(batch["list_mask"]),
         "useful_tokens": jnp.sum(batch["tokens"] != spec.config.pad_token_id),
         "tokens": jnp.asarray(batch["tokens"].size),
@@ -156,12 +136,16 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[TrainSt
 
 
 def validation_step(spec: StepSpec, params: Any, batch: Batch) -> Metrics:
-    """Sums over one validation batch: `loss` times documents, and `documents`; no dropout."""
+    """Loss of one validation batch without dropout.
+
+    Returns:
+      float32 scalars `loss` (mean over the batch) and `count`, the number of entries that the loss (its first
+      term, in a sum) averages over; means over many batches are weighted by it.
+    """
     logits = forward(spec, params, batch["tokens"])
-    reduce_fn = global_mean(batch["list_mask"])
-    loss = losses.call(spec.loss, logits, batch, where=batch["list_mask"], reduce_fn=reduce_fn)
-    documents = jnp.sum(batch["list_mask"]).astype(jnp.float32)
-    return {"loss": loss * documents, "documents": documents}
+    counts = losses.valid_counts(spec.loss, batch, where=batch["list_mask"])
+    loss = losses.mean_over(counts, spec.loss, logits, batch, where=batch["list_mask"])
+    return {"loss": loss, "count": counts[0]}
 
 
 def compile_steps(
@@ -190,7 +174,18 @@ def compile_steps(
         in_shardings=(shardings.params, rows),
         out_shardings=whole,
     )
-    return train, validate
+    return _in_mesh(train, mesh), _in_mesh(validate, mesh)
+
+
+def _in_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Traces and runs `function` with `mesh` as the context mesh, on which the model pins its activations."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return function(*args)
+
+    return call
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:

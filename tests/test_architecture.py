@@ -33,7 +33,7 @@ class Row:
 
 
 ROWS = (
-    Row(("errors", "records", "prompts", "partitioning", "interruption", "progress", "manifest")),
+    Row(("errors", "records", "prompts", "partitioning", "interruption", "progress", "manifest", "quiet")),
     Row(("losses", "models", "evaluation.measures", "evaluation.significance"), mixed=False),
     Row(("corpora", "retrieval", "query_generation", "data", "tasks"), closed_to=("losses", "models")),
     Row(("checkpoints",)),

@@ -195,20 +195,29 @@ def load_parts(path: str) -> tuple[ModelDescription, Any, Tokenizer, str]:
         raise InputError(f"{path} is no training run: expected a folder with {STEPS}/STEP in it.")
     root, step = located
     if not (root / TOKENIZER).is_dir():
-        raise InputError(f"{root / TOKENIZER} is missing. Copy the whole run's folder, not only one step of it.")
+        raise InputError(
+            f"{root / TOKENIZER} is missing. Copy the whole run's folder, not only one step of it."
+        )
     manager = _manager(root / STEPS, read_only=True)
     try:
         if step is None:
             best = manager.best_step()
             step = best if best is not None else manager.latest_step()
         if step is None:
-            raise InputError(f"{root / STEPS} has no complete checkpoint yet. Train for longer, or name another run.")
+            raise InputError(
+                f"{root / STEPS} has no complete checkpoint yet. Train for longer, or name another run."
+            )
         stored = manager.restore(step, args=ocp.args.Composite(model=ocp.args.JsonRestore()))
         description = ModelDescription.from_json(stored["model"])
         params = _restore_params(manager, step, description.config)
     finally:
         manager.close()
-    return description, params, Tokenizer.from_pretrained(str(root / TOKENIZER)), str(root / STEPS / str(step))
+    return (
+        description,
+        params,
+        Tokenizer.from_pretrained(str(root / TOKENIZER)),
+        str(root / STEPS / str(step)),
+    )
 
 
 def _restore_params(manager: Any, step: int, config: T5Config) -> Any:

@@ -37,8 +37,8 @@ from inranker_jax.models.layers import (
     Projection,
     RelativePositionBias,
     dropout,
+    part,
     product,
-    split,
 )
 
 Params = dict[str, Any]
@@ -59,16 +59,14 @@ class Encoder(nnx.Module):
             setattr(self, f"layers_{i}", EncoderLayer(config, compute, rngs=rngs))
         self.encoder_norm = Norm(config)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array, seeds: jax.Array | None) -> jax.Array:
         """Embedded tokens [n, length, embed], mask bool [n, length] -> [n, length, embed]."""
-        first, last, inner = split(key, 3)
-        keys = split(inner, self.num_layers, 4)
         bias = self.relpos_bias(x.shape[1])
-        x = _divide_batch(dropout(x, self.rate, first))
+        x = _divide_batch(dropout(x, self.rate, part(seeds, 0)))
         for i in range(self.num_layers):
             layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            x = _divide_batch(layer(x, bias, mask[:, None, None, :], keys[i]))
-        return dropout(self.encoder_norm(x), self.rate, last)
+            x = _divide_batch(layer(x, bias, mask[:, None, None, :], part(seeds, 2 + 4 * i, 4)))
+        return dropout(self.encoder_norm(x), self.rate, part(seeds, 1))
 
 
 class Decoder(nnx.Module):
@@ -87,15 +85,15 @@ class Decoder(nnx.Module):
             shape, names = (config.d_model, config.vocab_size), ("embed", "vocab")
             self.logits_dense = Projection(shape, names, config.initializer_factor, compute.dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, encoded: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, encoded: jax.Array, mask: jax.Array, seeds: jax.Array | None
+    ) -> jax.Array:
         """Start states [n, embed], encoder output [n, length, embed], mask bool [n, length] -> [n, embed]."""
-        first, last, inner = split(key, 3)
-        keys = split(inner, self.num_layers, 6)
-        x = dropout(x, self.rate, first)
+        x = dropout(x, self.rate, part(seeds, 0))
         for i in range(self.num_layers):
             layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            x = layer(x, encoded, mask[:, None, :], keys[i])
-        return dropout(self.decoder_norm(x), self.rate, last)
+            x = layer(x, encoded, mask[:, None, :], part(seeds, 2 + 6 * i, 6))
+        return dropout(self.decoder_norm(x), self.rate, part(seeds, 1))
 
 
 class T5CrossEncoder(nnx.Module):
@@ -132,12 +130,14 @@ class T5CrossEncoder(nnx.Module):
         """
         tokens, label_ids = jnp.asarray(tokens), jnp.asarray(label_ids)
         _check_inputs(self.config, tokens, label_ids)
-        encoder_key, decoder_key = split(dropout_key, 2)
+        seeds, in_encoder, in_decoder = None, 2 + 4 * self.encoder.num_layers, 2 + 6 * self.decoder.num_layers
+        if dropout_key is not None:
+            seeds = jax.random.bits(dropout_key, (in_encoder + in_decoder, 2), jnp.uint32)
         mask = tokens != self.config.pad_token_id
-        encoded = self.encoder(self.token_embedder(tokens), mask, encoder_key)
+        encoded = self.encoder(self.token_embedder(tokens), mask, part(seeds, 0, in_encoder))
         start = self.token_embedder(jnp.asarray(self.config.decoder_start_token_id))
         start = jnp.broadcast_to(start[None, :], (tokens.shape[0], self.config.d_model))
-        x = self.decoder(start, encoded, mask, decoder_key)
+        x = self.decoder(start, encoded, mask, part(seeds, in_encoder, in_decoder))
         if self.config.scale_decoder_outputs:
             x = x * self.config.d_model**-0.5
         if self.config.tie_word_embeddings:
@@ -221,7 +221,9 @@ def _definition(
     config: T5Config, compute: Compute
 ) -> tuple[Any, dict[str, jax.ShapeDtypeStruct], dict[str, tuple[str, ...]]]:
     """Static part of the module, and flat trees of abstract parameters and logical names."""
-    model = nnx.eval_shape(lambda: T5CrossEncoder(config, compute=compute, rngs=nnx.Rngs(0)))
+    # Under a context mesh NNX would take the logical names for mesh axes.
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        model = nnx.eval_shape(lambda: T5CrossEncoder(config, compute=compute, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     shapes = {path: jax.ShapeDtypeStruct(v.shape, jnp.float32) for path, v in variables.items()}

@@ -1,0 +1,54 @@
+"""Keeps other libraries' start-up chatter off the terminal, without hiding an error."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def native_stderr_held_back() -> Iterator[None]:
+    """Holds back what native code writes to standard error (TensorFlow's notes on import).
+
+    When the block raises, everything held back is written out first, so nothing that explains a failure is lost.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            if failed:
+                held.seek(0)
+                os.write(2, held.read())
+
+
+def libraries() -> None:
+    """Sets the log levels of chatty libraries to warnings, or errors where their warnings are routine."""
+    for name, level in (("absl", logging.ERROR), ("bm25s", logging.WARNING), ("orbax", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def gin_search() -> Iterator[None]:
+    """Drops gin's error line for every folder in which an included file is not; a missing file still raises."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Path not found")
+
+    root = logging.getLogger()
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)

@@ -1,0 +1,335 @@
+"""Trains a student from teacher logits.
+
+    python -m inranker_jax.train --gin_file=gin/small_synth.gin
+    python -m inranker_jax.train --gin_file=gin/small_synth.gin --init_checkpoint=google-t5/t5-small
+    python -m inranker_jax.train --gin_file=gin/runs/inranker_60m_phase1.gin --output_dir=DIR --gin.BATCH_SIZE=64
+
+Run the same command again to resume. Parameters come from, in this order: the newest complete checkpoint in the
+output folder (with optimiser, RNG and data position); else `--init_checkpoint` (parameters only: a folder of
+this project or of Hugging Face, or a hub id); else random initialisation of `train.model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gin
+import jax
+
+from inranker_jax import configuration, manifest, optimizers, quiet, train_state, trainer
+from inranker_jax.checkpoints import LoadedModel, load_model
+from inranker_jax.checkpoints.native import Checkpointer, ModelDescription
+from inranker_jax.corpora.shipped import find_shipped
+from inranker_jax.errors import InputError
+from inranker_jax.interruption import Interruption
+from inranker_jax.models import Compute, T5Config, t5
+from inranker_jax.partitioning import make_mesh, put_batch
+from inranker_jax.progress import NonFiniteLossError, StepMonitor, announce
+from inranker_jax.prompts import ScoringContract, Tokenizer, preset
+
+# gin appends to every error from which of its configurables it came: true, and no use to the user.
+GIN_TRACE = "\n  In call to configurable"
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """The student before the first step: what it is, and where its parameters come from."""
+
+    config: T5Config
+    contract: ScoringContract
+    tokenizer: Tokenizer
+    params: Any | None
+    source: str
+
+
+def choose_student(
+    initial_checkpoint: str | None,
+    model: T5Config | None,
+    vocabulary: str | None,
+    contract: ScoringContract | None,
+    dropout_rate: float | None,
+) -> Student:
+    """Settles architecture, vocabulary, contract and parameters of the student; a checkpoint's own win.
+
+    Raises:
+      InputError: something is missing, or vocabulary and model do not fit together.
+    """
+    loaded: LoadedModel | None = load_model(initial_checkpoint) if initial_checkpoint else None
+    config = loaded.config if loaded else model
+    if config is None:
+        raise InputError("no student: bind train.model (gin/models/*.gin) or give --init_checkpoint.")
+    tokenizer = loaded.tokenizer if loaded else None
+    if tokenizer is None:
+        if not vocabulary:
+            raise InputError(
+                "no vocabulary: bind VOCABULARY to a folder with spiece.model or tokenizer.json"
+                + (f"; {initial_checkpoint} has no tokenizer files." if loaded else ".")
+            )
+        tokenizer = Tokenizer.from_pretrained(find_shipped(vocabulary))
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"the vocabulary has {tokenizer.vocab_size} pieces but the model only {config.vocab_size} rows. "
+            "Use the model's own vocabulary, or raise models.T5Config.vocab_size."
+        )
+    if dropout_rate is not None:
+        config = dataclasses.replace(config, dropout_rate=dropout_rate)
+    contract = contract or (loaded.contract if loaded else None) or preset("monot5")
+    source = loaded.source if loaded else "random initialisation"
+    return Student(config, contract, tokenizer, loaded.params if loaded else None, source)
+
+
+def train(
+    model_dir: str,
+    mixture_or_task_name: str,
+    total_steps: int,
+    batch_size: int,
+    optimizer: Callable[..., Any],
+    learning_rate: Callable[[int], float] | float,
+    loss: Callable[..., jax.Array],
+    mixture_or_task_module: str | Sequence[str] = (),
+    initial_checkpoint: str | None = None,
+    model: T5Config | None = None,
+    vocabulary: str | None = None,
+    contract: ScoringContract | None = None,
+    compute: Compute | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    dropout_rate: float | None = None,
+    max_grad_norm: float | None = 1.0,
+    accumulation: int = 1,
+    list_size: int | None = None,
+    lengths: Sequence[int] = (128, 256, 384, 512),
+    seed: int = 0,
+    train_split: str = "train",
+    validation_split: str | None = "validation",
+    validation_batches: int | None = None,
+    validation_period: int = 1000,
+    checkpoint_period: int = 1000,
+    keep_latest: int = 1,
+    keep_best: int = 1,
+    log_every: int = 50,
+    final_report: Callable[..., None] | None = None,
+) -> None:
+    """Runs training from start, or from the newest checkpoint in `model_dir`, to `total_steps`.
+
+    Args:
+      model_dir: the run's folder: checkpoints, TensorBoard, effective gin config, manifest.
+      mixture_or_task_name: a SeqIO task or mixture of labelled lists.
+      total_steps: optimiser steps.
+      batch_size: lists a step, over all devices and micro-batches; with `list_size` 1 these are pairs.
+      optimizer: `optimizers.adamw` or `optimizers.adafactor`, called with the learning rate.
+      learning_rate: a schedule (step -> rate) or a constant.
+      loss: a function of `inranker_jax.losses`.
+      mixture_or_task_module: module (or its .py file), or several, to import: they register the task.
+      initial_checkpoint: parameters to start from; see the module's docstring.
+      model: architecture of a randomly initialised student.
+      vocabulary: folder of its tokenizer files, or one of a shipped collection (`python_docs/vocabulary`).
+      contract: how a pair becomes token ids and a score; the checkpoint's own by default.
+      compute: activations' dtype and rematerialisation.
+      mesh: the device mesh; all devices on `data` by default.
+      dropout_rate: overrides the architecture's.
+      max_grad_norm: global norm to which gradients are clipped; None for no clipping.
+      accumulation: micro-batches a step.
+      list_size: documents a list; the data's longest list by default.
+      lengths: sequence lengths to which a batch may be padded; each is compiled once.
+      seed: seed of initialisation, data order and dropout.
+      train_split: split to train on.
+      validation_split: split whose loss is watched, or None.
+      validation_batches: limit of batches a validation; None for all.
+      validation_period: steps between validations.
+      checkpoint_period: steps between checkpoints.
+      keep_latest: newest checkpoints to keep.
+      keep_best: checkpoints of lowest validation loss to keep beside them.
+      log_every: steps between progress lines.
+      final_report: called at the end as `final_report(model_dir, config, contract, tokenizer, untrained_params)`.
+
+    Raises:
+      InputError: bad configuration or data.
+      NonFiniteLossError: the loss or gradient of a batch is not finite.
+      SystemExit: SIGTERM or Ctrl-C arrived; everything was saved.
+    """
+    # ---- data registry: TensorFlow and SeqIO are imported here, and nowhere earlier --------------------------
+    from inranker_jax import data
+
+    with quiet.native_stderr_held_back():
+        import_task_modules = data.import_task_modules
+    modules = [mixture_or_task_module] if isinstance(mixture_or_task_module, str) else mixture_or_task_module
+    import_task_modules(modules)
+
+    # ---- mesh and model --------------------------------------------------------------------------------------
+    mesh = mesh or make_mesh()
+    trainer.check_batch_size(batch_size, accumulation, mesh)
+    student = choose_student(initial_checkpoint, model, vocabulary, contract, dropout_rate)
+    spec = trainer.StepSpec(
+        config=student.config,
+        compute=compute or Compute(),
+        label_ids=student.contract.label_ids(student.tokenizer),
+        loss=loss,
+        optimizer=optimizers.build(optimizer(learning_rate), max_grad_norm),
+        accumulation=accumulation,
+    )
+    abstract = train_state.abstract_state(
+        t5.abstract_params(student.config), t5.logical_axes(student.config), spec.optimizer, mesh
+    )
+    step_fn, validate_fn = trainer.compile_steps(spec, abstract, mesh)
+    announce(
+        f"student: {student.config.num_params / 1e6:.1f}M parameters from {student.source}; "
+        f"mesh {dict(mesh.shape)} on {mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
+    )
+
+    # ---- data ------------------------------------------------------------------------------------------------
+    open_batches = functools.partial(
+        data.BatchStream,
+        contract=student.contract,
+        tokenizer=student.tokenizer,
+        batch_size=batch_size,
+        list_size=list_size,
+        lengths=lengths,
+        seed=seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    stores, rates = data.open_stores(mixture_or_task_name, train_split)
+    held_out = data.open_stores(mixture_or_task_name, validation_split)[0] if validation_split else []
+    fingerprints = {store.name: store.fingerprint for store in [*stores, *held_out]}
+
+    # ---- restore, else import, else initialise ---------------------------------------------------------------
+    identity = {
+        "data": {"task": mixture_or_task_name, "fingerprints": fingerprints},
+        "seed": seed,
+        "batch_size": batch_size,
+        "list_size": list_size,
+        "rates": rates,
+        "model": student.config.to_hf_dict(),
+        "contract": student.contract.to_dict(),
+        "vocabulary": student.tokenizer.fingerprint,
+    }
+    manifest.write(model_dir, identity, mesh, configuration.effective_config())
+    checkpoints = Checkpointer(
+        model_dir,
+        ModelDescription(student.config, student.contract),
+        student.tokenizer,
+        keep_latest,
+        keep_best,
+    )
+    if checkpoints.latest_step is not None:
+        tree, position = checkpoints.restore(abstract.as_tree())
+        state = train_state.TrainState(**tree)
+        announce(f"resuming {model_dir} at step {position['step']}")
+    else:
+        state, position = initial_state(student, spec, seed, abstract), stored_position(0, math.inf)
+    step = position["step"]
+    best = math.inf if position["best_validation_loss"] is None else position["best_validation_loss"]
+
+    # ---- the loop --------------------------------------------------------------------------------------------
+    schedule = learning_rate if callable(learning_rate) else (lambda _: learning_rate)
+    monitor = StepMonitor(
+        model_dir, total_steps, step, log_every, schedule, is_writer=jax.process_index() == 0
+    )
+    batches = open_batches(stores, rates=rates, start_step=step)
+    with Interruption() as interruption, batches:
+        while step < total_steps and not interruption.requested:
+            batch = next(batches)
+            state, metrics = step_fn(state, put_batch(batch, mesh))
+            step += 1
+            monitor.add(step, metrics, batch.examples)
+
+            last = step == total_steps
+            validation_loss = None
+            if validation_split and (step % validation_period == 0 or last):
+                with monitor.pause():
+                    monitor.drain()
+                    one_pass = open_batches(held_out, shuffle=False, num_epochs=1)
+                    validation_loss = validate(validate_fn, state.params, one_pass, validation_batches, mesh)
+                    best = min(best, validation_loss)
+                    monitor.validation(step, validation_loss, is_best=validation_loss == best)
+            if step % checkpoint_period == 0 or last or validation_loss is not None:
+                with monitor.pause():
+                    monitor.drain()
+                    checkpoints.save(step, state.as_tree(), stored_position(step, best), validation_loss)
+        monitor.drain()
+        if interruption.requested:
+            checkpoints.save(step, state.as_tree(), stored_position(step, best))
+        checkpoints.close()
+        monitor.close()
+    if interruption.requested and step < total_steps:
+        announce(f"saved step {step} in {model_dir}; run the same command to resume.")
+        raise SystemExit(interruption.exit_status)
+
+    # ---- the end ---------------------------------------------------------------------------------------------
+    announce(f"step {step}: done; checkpoints, TensorBoard and manifest are in {model_dir}")
+    if final_report:
+        untrained = initial_state(student, spec, seed, abstract).params
+        final_report(model_dir, student.config, student.contract, student.tokenizer, untrained)
+
+
+def stored_position(step: int, best: float) -> dict[str, Any]:
+    """What a checkpoint holds beside the arrays: the data position is the step (see `data.order`)."""
+    return {"step": step, "best_validation_loss": best if math.isfinite(best) else None}
+
+
+def initial_state(
+    student: Student, spec: trainer.StepSpec, seed: int, abstract: train_state.TrainState
+) -> train_state.TrainState:
+    """The state of step 0: imported parameters, or random ones, in their shards."""
+    if student.params is not None:
+        return train_state.from_params(student.params, spec.optimizer, seed, abstract)
+    return train_state.initialise(
+        lambda: t5.init_params(student.config, seed), spec.optimizer, seed, abstract
+    )
+
+
+def validate(
+    validate_fn: Callable[..., Any], params: Any, batches: Any, limit: int | None, mesh: jax.sharding.Mesh
+) -> float:
+    """Mean validation loss over a stream of batches, or over the first `limit` of them."""
+    total = entries = 0.0
+    with batches:
+        for batch in itertools.islice(batches, limit):
+            metrics = validate_fn(params, put_batch(batch, mesh))
+            total += float(metrics["loss"]) * float(metrics["count"])
+            entries += float(metrics["count"])
+    if not entries:
+        raise InputError(
+            "the validation split holds nothing to validate on. Bind train.validation_split = None."
+        )
+    return total / entries
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Splits the command line into flags and gin bindings."""
+    bindings, rest = configuration.split_gin_flags(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m inranker_jax.train", description="Distil a student reranker from teacher logits."
+    )
+    configuration.add_gin_flags(parser)
+    parser.add_argument("--output_dir", help="the run's folder (macro MODEL_DIR); rerun to resume")
+    parser.add_argument(
+        "--init_checkpoint", help="folder or hub id to start from (macro INITIAL_CHECKPOINT_PATH)"
+    )
+    return parser.parse_args(rest), bindings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses flags and gin, and calls `train`."""
+    quiet.libraries()
+    flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
+    configurable = gin.external_configurable(train, "train", module="inranker_jax")
+    try:
+        macros = {"MODEL_DIR": flags.output_dir, "INITIAL_CHECKPOINT_PATH": flags.init_checkpoint}
+        configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, macros)
+        configurable()
+    except (InputError, NonFiniteLossError) as error:
+        announce(f"error: {str(error).split(GIN_TRACE)[0]}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Random batches and tiny architectures that several tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from inranker_jax.models import T5Config
+
+TINY = T5Config(
+    vocab_size=96,
+    d_model=32,
+    d_kv=8,
+    d_ff=64,
+    num_layers=2,
+    num_decoder_layers=2,
+    num_heads=4,
+    dropout_rate=0.0,
+)
+LABEL_IDS = (7, 11)
+
+
+def with_dropout(config: T5Config, rate: float = 0.1) -> T5Config:
+    return dataclasses.replace(config, dropout_rate=rate)
+
+
+def random_batch(seed: int, batch: int = 8, list_size: int = 2, length: int = 12) -> dict[str, np.ndarray]:
+    """Lists of random lengths; some documents are masked, and masked logits are NaN to prove that they are unread."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, TINY.vocab_size, (batch, list_size, length)).astype(np.int32)
+    lengths = rng.integers(3, length + 1, (batch, list_size, 1))
+    tokens = np.where(np.arange(length) < lengths, tokens, 0)
+    mask = rng.random((batch, list_size)) < 0.8
+    mask[:, 0] = True
+    teacher = rng.normal(size=(batch, list_size, 2)).astype(np.float32) * 3
+    return {
+        "tokens": np.where(mask[..., None], tokens, 0).astype(np.int32),
+        "list_mask": mask,
+        "teacher_logits": np.where(mask[..., None], teacher, np.nan).astype(np.float32),
+        "relevance": np.where(mask, np.arange(list_size) == 0, -1).astype(np.float32),
+    }

@@ -1,0 +1,331 @@
+"""`python -m inranker_jax.train`: runs, resumes to the same bytes, stops on bad losses, starts from checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from inranker_jax import train
+from inranker_jax.checkpoints import load_model, native
+from tests.tiny_vocabulary import write_spiece
+
+TASK = """
+from inranker_jax.corpora import inranker
+from inranker_jax.data import add_labelled_task
+PATH = {path!r}
+add_labelled_task({name!r}, lambda: inranker.read_beir_jsonl(PATH, check_orientation=False), files=[PATH], list_size=4,
+                  validation_fraction=0.2)
+"""
+WORDS = [
+    "wing",
+    "flow",
+    "heat",
+    "plate",
+    "shock",
+    "layer",
+    "speed",
+    "drag",
+    "lift",
+    "tube",
+    "mach",
+    "jet",
+    "cone",
+    "body",
+    "wave",
+]
+
+
+def write_task(folder: pathlib.Path, name: str, bad_logit: float | None = None) -> pathlib.Path:
+    """A task of 30 queries with 4 documents each; `bad_logit` replaces the teacher's logit of one document."""
+    rng = random.Random(0)
+    rows = []
+    for q in range(30):
+        query = " ".join(rng.sample(WORDS, 3)) + f" {q}"
+        for d in range(4):
+            margin = rng.uniform(-3, 3)
+            text = " ".join(rng.choices(WORDS, k=rng.randrange(4, 20))) + f" {q} {d}"
+            rows.append({"query": query, "contents": text, "true_logit": margin, "false_logit": -margin})
+    if bad_logit is not None:
+        rows[37]["true_logit"] = bad_logit
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = folder / f"{name}.py"
+    module.write_text(TASK.format(path=str(data), name=name))
+    return module
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A gin file for a tiny run, its task and its vocabulary."""
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "vocabulary").mkdir()
+    write_spiece(folder / "vocabulary", size=300)
+    module = write_task(folder, "tiny_task")
+    gin_file = folder / "tiny_run.gin"
+    gin_file.write_text(f"""
+include "runs/distil.gin"
+include "models/tiny.gin"
+include "meshes/single.gin"
+MIXTURE_OR_TASK_NAME = "tiny_task"
+MIXTURE_OR_TASK_MODULE = "{module}"
+VOCABULARY = "{folder / "vocabulary"}"
+TRAIN_STEPS = 12
+WARMUP_STEPS = 2
+LEARNING_RATE = 3e-3
+BATCH_SIZE = 4
+DROPOUT_RATE = 0.1
+models.T5Config.vocab_size = 512
+models.T5Config.d_model = 32
+models.T5Config.d_kv = 8
+models.T5Config.d_ff = 64
+train.lengths = (32, 64)
+train.contract = @prompts.preset()
+prompts.preset.name = "monot5"
+train.validation_period = 4
+train.checkpoint_period = 2
+train.log_every = 1
+""")
+    return gin_file
+
+
+def flags(setting, output, *more):
+    return [f"--gin_file={setting}", f"--output_dir={output}", *more]
+
+
+def command(setting, output, *more):
+    return [sys.executable, "-m", "inranker_jax.train", *flags(setting, output, *more)]
+
+
+def environment(folder):
+    """One compilation cache for all processes: equal programs, and seconds saved a start."""
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def final_state(output, step=12):
+    """Every array of the last checkpoint, optimiser state and RNG included."""
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.restore(pathlib.Path(output, "checkpoints", str(step), "state").absolute())
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_same_bytes(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert any("mu" in key for key in ours), "the optimiser's moments belong to the comparison"
+    for key, value in theirs.items():
+        assert ours[key].tobytes() == value.tobytes(), key
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(setting):
+    """The reference: one subprocess from start to end."""
+    output = setting.parent / "uninterrupted"
+    done = subprocess.run(
+        command(setting, output), env=environment(setting.parent), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+def test_a_run_reports_and_leaves_what_explains_it(uninterrupted):
+    output, done = uninterrupted
+    lines = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    assert lines[-2].startswith("step 12/12  loss ")
+    for part in ("lr ", "examples/s", "useful tokens/s", "left"):
+        assert part in lines[5]
+    assert "validation loss" in lines[-1]
+    losses = [float(line.split("loss ")[1].split()[0]) for line in lines if "validation" not in line]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["identity"]["seed"] == 42
+    assert set(manifest["identity"]["data"]["fingerprints"]) == {"tiny_task:train", "tiny_task:validation"}
+    assert manifest["sessions"][0]["versions"]["jax"] == jax.__version__
+    assert "TRAIN_STEPS = 12" in (output / "config.gin").read_text()
+    assert native.load_parts(str(output))[0].contract.name == "monot5"
+
+
+def test_tensorboard_holds_the_scalars(uninterrupted):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(uninterrupted[0] / "tensorboard"))
+    events.Reload()
+    expected = {
+        "train/loss",
+        "train/grad_norm",
+        "train/learning_rate",
+        "train/useful_token_share",
+        "speed/examples_per_second",
+        "speed/useful_tokens_per_second",
+        "validation/loss",
+    }
+    assert expected <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("validation/loss")] == [4, 8, 12]
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
+
+
+def test_latest_and_best_are_kept(uninterrupted):
+    output, _ = uninterrupted
+    kept = {int(path.name) for path in (output / "checkpoints").iterdir()}
+    assert 12 in kept
+    assert len(kept) <= 2
+    source = native.load_parts(str(output))[3]
+    assert int(pathlib.Path(source).name) in {4, 8, 12}
+
+
+def kill_when(process, marker, delay):
+    for line in process.stdout:
+        if marker in line:
+            time.sleep(delay)
+            process.kill()
+            return
+
+
+@pytest.mark.slow
+def test_killed_at_several_points_it_ends_with_the_same_bytes(setting, uninterrupted):
+    output = setting.parent / "killed"
+    # Delays put some kills into asynchronous saves, which start after steps 2, 4, ...
+    for marker, delay in (("step 1/", 0.0), ("step 4/", 0.02), ("step 6/", 0.3), ("step 9/", 0.05)):
+        process = subprocess.Popen(
+            command(setting, output),
+            env=environment(setting.parent),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        kill_when(process, marker, delay)
+        assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(
+        command(setting, output), env=environment(setting.parent), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stderr
+    assert_same_bytes(final_state(output), final_state(uninterrupted[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves(setting, uninterrupted, number, status):
+    output = setting.parent / f"signal_{number}"
+    process = subprocess.Popen(
+        command(setting, output),
+        env=environment(setting.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            process.send_signal(number)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors
+    assert "run the same command to resume" in errors
+    assert train.main(flags(setting, output)) == 0
+    assert_same_bytes(final_state(output), final_state(uninterrupted[0]))
+
+
+def test_in_this_process_the_same_bytes_come_out(setting, uninterrupted, tmp_path):
+    assert train.main(flags(setting, tmp_path)) == 0
+    assert_same_bytes(final_state(tmp_path), final_state(uninterrupted[0]))
+
+
+def test_a_finished_run_is_left_as_it_is(setting, uninterrupted, tmp_path, capsys):
+    output = shutil.copytree(uninterrupted[0], tmp_path / "copy")
+    before = final_state(output)
+    assert train.main(flags(setting, output)) == 0
+    assert "resuming" in capsys.readouterr().err
+    assert_same_bytes(final_state(output), before)
+
+
+def test_other_settings_do_not_continue_a_run(setting, uninterrupted, capsys):
+    assert train.main(flags(setting, uninterrupted[0], "--gin.BATCH_SIZE=8", "--gin.SEED=1")) == 1
+    message = capsys.readouterr().err
+    assert "- batch_size: 4" in message
+    assert "+ batch_size: 8" in message
+    assert "--output_dir" in message
+
+
+@pytest.mark.slow
+def test_a_run_continues_on_another_mesh(setting, uninterrupted, tmp_path):
+    mesh = ["--gin.partitioning.make_mesh.data=2", "--gin.partitioning.make_mesh.fsdp=2"]
+    mesh += ["--gin.partitioning.make_mesh.model=2", "--gin.DROPOUT_RATE=0.1"]
+    output = shutil.copytree(uninterrupted[0], tmp_path / "copy")
+    for step in (output / "checkpoints").iterdir():
+        if int(step.name) != 12:
+            shutil.rmtree(step)
+    longer = ["--gin.TRAIN_STEPS=14", "--gin.optimizers.warmup_linear_decay.total_steps=20"]
+    one = shutil.copytree(output, tmp_path / "one")
+    assert train.main(flags(setting, output, *longer, *mesh)) == 0
+    assert train.main(flags(setting, one, *longer)) == 0
+    ours, theirs = final_state(output, 14), final_state(one, 14)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        np.testing.assert_allclose(ours[key], value, atol=1e-4, err_msg=key)
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_batch(setting, tmp_path, capsys):
+    module = write_task(tmp_path, "bad_task", bad_logit=1e30)
+    more = ['--gin.MIXTURE_OR_TASK_NAME="bad_task"', f'--gin.MIXTURE_OR_TASK_MODULE="{module}"']
+    output = tmp_path / "out"
+    assert train.main(flags(setting, output, *more)) == 1
+    message = capsys.readouterr().err
+    assert "loss inf" in message or "loss nan" in message
+    (report,) = output.glob("nonfinite_step_*.json")
+    stored = json.loads(report.read_text())
+    bad = next(
+        (
+            i
+            for i, line in enumerate((tmp_path / "bad_task.jsonl").open())
+            if json.loads(line)["true_logit"] == 1e30
+        )
+    )
+    assert bad == 37
+    assert len(stored["examples"]) == 4
+    for path in (output / "checkpoints").iterdir():
+        assert int(path.name) < stored["step"]
+
+
+def test_a_student_starts_from_hugging_face_or_native_parameters(setting, uninterrupted, tmp_path, capsys):
+    from inranker_jax.checkpoints import huggingface
+
+    source = load_model(str(uninterrupted[0]))
+    huggingface.save(str(tmp_path / "hf"), source.config, source.params, source.tokenizer, source.contract)
+    frozen = ["--gin.TRAIN_STEPS=1", "--gin.LEARNING_RATE=1e-30", "--gin.WARMUP_STEPS=0"]
+    for name, start in (("from_hf", tmp_path / "hf"), ("from_native", uninterrupted[0])):
+        assert train.main(flags(setting, tmp_path / name, *frozen, f"--init_checkpoint={start}")) == 0
+        reached = load_model(str(tmp_path / name))
+        assert reached.contract == source.contract
+        for ours, theirs in zip(jax.tree.leaves(reached.params), jax.tree.leaves(source.params), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_mistakes_are_one_line_each(setting, tmp_path, capsys):
+    for more, expected in (
+        (["--gin.BATCH_SIZE=0"], "batch size 0"),
+        (['--gin.MIXTURE_OR_TASK_NAME="tiny_tusk"'], "Did you mean 'tiny_task'"),
+        (["--gin.VOCABULARY=None"], "no vocabulary"),
+        (["--gin.models.T5Config.vocab_size=100"], "vocabulary has"),
+        (["--init_checkpoint=/nowhere"], "/nowhere"),
+    ):
+        assert train.main(flags(setting, tmp_path / "out", *more)) == 1
+        message = capsys.readouterr().err
+        assert expected in message
+        assert "Traceback" not in message

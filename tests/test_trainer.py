@@ -1,0 +1,219 @@
+"""The training step: equal to PyTorch, on every mesh, and with micro-batches."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from inranker_jax import losses, optimizers, train_state, trainer
+from inranker_jax.errors import InputError
+from inranker_jax.models import Compute, t5
+from inranker_jax.partitioning import make_mesh, put_batch
+from tests.batches import LABEL_IDS, TINY, random_batch, with_dropout
+
+STEPS = 4
+
+
+def one_device_mesh():
+    return make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+
+def spec_of(config=TINY, accumulation=1, optimizer=None, compute=None, loss=losses.normalized_logit_mse):
+    return trainer.StepSpec(
+        config=config,
+        compute=compute or Compute(),
+        label_ids=LABEL_IDS,
+        loss=loss,
+        optimizer=optimizer or optimizers.build(optimizers.adamw(1e-3), 1.0),
+        accumulation=accumulation,
+    )
+
+
+def run(mesh, spec, steps=STEPS, batch=8):
+    abstract = train_state.abstract_state(
+        t5.abstract_params(spec.config), t5.logical_axes(spec.config), spec.optimizer, mesh
+    )
+    state = train_state.initialise(lambda: t5.init_params(spec.config, 3), spec.optimizer, 5, abstract)
+    train, _ = trainer.compile_steps(spec, abstract, mesh)
+    history = []
+    for step in range(steps):
+        state, metrics = train(state, put_batch(random_batch(step, batch=batch), mesh))
+        history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)], ids=lambda shape: "x".join(map(str, shape))
+)
+def test_every_mesh_gives_the_same_losses(shape):
+    spec = spec_of(config=with_dropout(TINY))
+    reference_state, reference = run(one_device_mesh(), spec)
+    state, history = run(make_mesh(*shape), spec)
+    for ours, theirs in zip(history, reference, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for ours, theirs in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(reference_state.params), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+def test_parameters_and_moments_are_really_split():
+    state, _ = run(make_mesh(1, 4, 2), spec_of(), steps=1)
+    kernel = state.params["encoder"]["layers_0"]["mlp"]["wi"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (TINY.d_model // 4, TINY.d_ff // 2)
+    moments = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if "wi" in jax.tree_util.keystr(path) and leaf.shape == kernel.shape
+    ]
+    assert len(moments) >= 2
+    assert all(leaf.sharding.is_equivalent_to(kernel.sharding, 2) for leaf in moments)
+
+
+@pytest.mark.parametrize("loss", [losses.normalized_logit_mse, losses.hard_cross_entropy])
+def test_micro_batches_add_up_to_the_whole_batch(loss):
+    whole_state, whole = run(one_device_mesh(), spec_of(loss=loss))
+    state, parts = run(one_device_mesh(), spec_of(accumulation=4, loss=loss))
+    for ours, theirs in zip(parts, whole, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5)
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole_state.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+def test_adafactor_trains_on_a_mesh():
+    optimizer = optimizers.build(optimizers.adafactor(1e-2), 1.0)
+    _, history = run(make_mesh(2, 2, 2), spec_of(optimizer=optimizer), steps=3)
+    assert all(np.isfinite(metrics["loss"]) for metrics in history)
+
+
+def test_dropout_changes_with_the_step_and_repeats_with_the_seed():
+    spec = spec_of(config=with_dropout(TINY, 0.3), optimizer=optax.set_to_zero())
+    mesh = one_device_mesh()
+    abstract = train_state.abstract_state(
+        t5.abstract_params(spec.config), t5.logical_axes(spec.config), spec.optimizer, mesh
+    )
+    train, _ = trainer.compile_steps(spec, abstract, mesh)
+    batch = put_batch(random_batch(0), mesh)
+
+    def two_steps():
+        state = train_state.initialise(lambda: t5.init_params(spec.config, 3), spec.optimizer, 5, abstract)
+        state, first = train(state, batch)
+        return float(first["loss"]), float(train(state, batch)[1]["loss"])
+
+    first, second = two_steps()
+    assert first != second
+    assert two_steps() == (first, second)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_nothing(remat):
+    _, plain = run(one_device_mesh(), spec_of(config=with_dropout(TINY)), steps=2)
+    _, recomputed = run(
+        one_device_mesh(), spec_of(config=with_dropout(TINY), compute=Compute(remat=remat)), steps=2
+    )
+    for ours, theirs in zip(recomputed, plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_validation_reports_the_mean_and_its_count():
+    spec, mesh = spec_of(), one_device_mesh()
+    abstract = train_state.abstract_state(
+        t5.abstract_params(TINY), t5.logical_axes(TINY), spec.optimizer, mesh
+    )
+    _, validate = trainer.compile_steps(spec, abstract, mesh)
+    params, batch = t5.init_params(TINY, 3), random_batch(0)
+    metrics = validate(params, put_batch(batch, mesh))
+    logits = np.asarray(trainer.forward(spec, params, batch["tokens"]))
+    teacher = batch["teacher_logits"] - batch["teacher_logits"].mean(-1, keepdims=True)
+    expected = np.square(logits - teacher).mean(-1)[batch["list_mask"]].mean()
+    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(metrics["count"]) == batch["list_mask"].sum()
+
+
+def test_a_single_relevance_logit_becomes_a_centred_pair():
+    pair = trainer.false_true(np.array([[3.0], [-1.0]], np.float32))
+    np.testing.assert_array_equal(pair, [[-1.5, 1.5], [0.5, -0.5]])
+
+
+def test_an_indivisible_batch_size_names_one_that_fits():
+    mesh = make_mesh(2, 2, 2)
+    trainer.check_batch_size(32, 2, mesh)
+    with pytest.raises(InputError, match="multiple of 8, such as 24"):
+        trainer.check_batch_size(30, 2, mesh)
+
+
+def torch_model():
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=TINY.vocab_size,
+        d_model=TINY.d_model,
+        d_kv=TINY.d_kv,
+        d_ff=TINY.d_ff,
+        num_layers=TINY.num_layers,
+        num_decoder_layers=TINY.num_decoder_layers,
+        num_heads=TINY.num_heads,
+        dropout_rate=0.0,
+        feed_forward_proj="relu",
+        decoder_start_token_id=0,
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def torch_training(model, batches, learning_rate):
+    """InRanker's loop in PyTorch: plain decoder, full vocabulary head, MSE to centred logits, clip 1, AdamW."""
+    import torch
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0
+    )
+    history = []
+    for batch in batches:
+        mask = torch.from_numpy(batch["list_mask"]).reshape(-1)
+        tokens = torch.from_numpy(batch["tokens"]).long().flatten(0, 1)[mask]
+        teacher = torch.from_numpy(batch["teacher_logits"]).flatten(0, 1)[mask]
+        logits = model(
+            input_ids=tokens,
+            attention_mask=(tokens != 0).long(),
+            decoder_input_ids=torch.zeros((len(tokens), 1), dtype=torch.long),
+        ).logits[:, 0, list(LABEL_IDS)]
+        loss = torch.nn.functional.mse_loss(logits, teacher - teacher.mean(-1, keepdim=True))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+def test_twenty_steps_equal_a_pytorch_loop(tmp_path):
+    from inranker_jax.checkpoints import huggingface
+
+    model = torch_model()
+    model.save_pretrained(tmp_path / "start")
+    start = huggingface.load(str(tmp_path / "start"))
+    batches = [random_batch(seed) for seed in range(20)]
+    learning_rate = 1e-3
+    torch_losses = torch_training(model.train(), batches, learning_rate)
+    model.save_pretrained(tmp_path / "end")
+    expected = huggingface.load(str(tmp_path / "end")).params
+
+    spec = spec_of(config=start.config, optimizer=optimizers.build(optimizers.adamw(learning_rate), 1.0))
+    mesh = one_device_mesh()
+    abstract = train_state.abstract_state(
+        t5.abstract_params(spec.config), t5.logical_axes(spec.config), spec.optimizer, mesh
+    )
+    state = train_state.from_params(start.params, spec.optimizer, 0, abstract)
+    train, _ = trainer.compile_steps(spec, abstract, mesh)
+    our_losses = []
+    for batch in batches:
+        state, metrics = train(state, put_batch(batch, mesh))
+        our_losses.append(float(metrics["loss"]))
+
+    assert torch_losses[-1] != pytest.approx(torch_losses[0], rel=0.05), "the loop must have learnt something"
+    np.testing.assert_allclose(our_losses, torch_losses, atol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
