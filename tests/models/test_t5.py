@@ -38,6 +38,11 @@ def our_loss(config, params, tokens, labels=LABELS, **options):
 
 
 @functools.cache
+def logits_of(config, **options):
+    return jax.jit(functools.partial(apply, config, **options))
+
+
+@functools.cache
 def gradient_of(config, **options):
     return jax.jit(jax.grad(functools.partial(our_loss, config, **options)))
 
@@ -55,11 +60,10 @@ def test_logits_equal_transformers(variant):
     tokens = ragged_tokens(5, 23, config.vocab_size)
     expected = torch_logits(model, tokens, LABELS).detach().numpy()
     np.testing.assert_allclose(apply(config, params, tokens, LABELS), expected, rtol=1e-4, atol=2e-5)
-    jitted = jax.jit(functools.partial(apply, config))
-    np.testing.assert_allclose(jitted(params, tokens, LABELS), expected, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(logits_of(config)(params, tokens, LABELS), expected, rtol=1e-4, atol=2e-5)
     # One label is a sigmoid ranker's output; padding on the left shifts every position alike.
     left = np.stack([np.roll(row, (row == 0).sum()) for row in tokens])
-    single = apply(config, params, left, LABELS[1:])
+    single = logits_of(config)(params, left, LABELS[1:])
     np.testing.assert_allclose(single, expected[:, 1:], rtol=1e-4, atol=2e-5)
 
 
@@ -136,7 +140,8 @@ def test_absorbed_decoder_equals_plain_decoder(variant):
         x = norm(decoder["decoder_norm"], x) * (config.d_model**-0.5 if config.scale_decoder_outputs else 1.0)
         head = embedding.T if config.tie_word_embeddings else decoder["logits_dense"]["kernel"]
         expected = (x @ head)[:, 0, LABELS]
-    np.testing.assert_allclose(apply(config, params, tokens, LABELS), expected, rtol=1e-4, atol=2e-5)
+    found = logits_of(config)(params, tokens, LABELS)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
@@ -158,11 +163,12 @@ def test_rematerialisation_changes_no_gradient(remat):
 
 @pytest.mark.parametrize("variant", ["v1.0", "v1.1"])
 def test_bfloat16_stays_close_and_multiplies_in_bfloat16(variant):
-    config, _, params = parity_case(variant)
+    config = config_of(variant, **SHALLOW)
+    params = init_params(config, 0)
     tokens = ragged_tokens(4, 19, config.vocab_size)
     compute = Compute(dtype="bfloat16")
-    run = jax.jit(functools.partial(apply, config, compute=compute))
-    exact = np.asarray(apply(config, params, tokens, LABELS))
+    run = logits_of(config, compute=compute)
+    exact = np.asarray(logits_of(config)(params, tokens, LABELS))
     rounded = np.asarray(run(params, tokens, LABELS))
     assert rounded.dtype == np.float32
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
@@ -181,11 +187,12 @@ def test_bfloat16_stays_close_and_multiplies_in_bfloat16(variant):
 
 
 def test_row_of_padding_is_finite_and_leaves_other_rows_alone():
-    config, _, params = parity_case("v1.0")
+    config = config_of("v1.0", **SHALLOW)
+    params = init_params(config, 0)
     tokens = ragged_tokens(3, 9, config.vocab_size)
-    alone = apply(config, params, tokens, LABELS)
+    alone = logits_of(config)(params, tokens, LABELS)
     with_empty = np.concatenate([tokens, np.zeros((1, 9), np.int32)])
-    logits = apply(config, params, with_empty, LABELS)
+    logits = logits_of(config)(params, with_empty, LABELS)
     gradients = gradient_of(config)(params, with_empty)
     np.testing.assert_allclose(logits[:3], alone, rtol=1e-5, atol=1e-6)
     assert np.isfinite(logits).all()
@@ -201,14 +208,14 @@ def test_dropout_is_reproducible_and_unbiased_in_the_mean():
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     samples = np.stack([run(key) for key in jax.random.split(jax.random.key(2), 300)])
-    exact = apply(config, params, tokens, LABELS)
+    exact = logits_of(config)(params, tokens, LABELS)
     assert float(samples.std(axis=0).min()) > 0.01
     # Not exactly unbiased, because of the softmax and norms; but scaling by 1 - rate would be far off.
     error = np.abs(np.asarray(samples.mean(axis=0) - exact))
     assert (error < 0.5 * np.asarray(samples.std(axis=0)) + 0.05).all()
     still = config_of("v1.1", dropout_rate=0.0, **SHALLOW)
-    unchanged = apply(still, params, tokens, LABELS, dropout_key=jax.random.key(0))
-    np.testing.assert_array_equal(unchanged, apply(still, params, tokens, LABELS))
+    unchanged = jax.jit(lambda key: apply(still, params, tokens, LABELS, dropout_key=key))(jax.random.key(0))
+    np.testing.assert_allclose(unchanged, exact, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [8, 6])
@@ -281,10 +288,10 @@ def test_module_and_function_agree():
 
 
 def test_token_outside_the_vocabulary_gives_nan():
-    config = config_of("v1.0")
+    config = config_of("v1.0", **SHALLOW)
     tokens = ragged_tokens(2, 7, config.vocab_size)
     tokens[1, 0] = config.vocab_size
-    logits = apply(config, init_params(config, 0), tokens, LABELS)
+    logits = logits_of(config)(init_params(config, 0), tokens, LABELS)
     assert np.isfinite(logits[0]).all()
     assert np.isnan(logits[1]).all()
 
