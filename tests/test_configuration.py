@@ -122,7 +122,7 @@ def test_mistakes_are_named():
     with pytest.raises(InputError, match=r"no gin file .*Did you mean 'models/t5_small.gin'"):
         parse("models/t5_smal.gin")
     with pytest.raises(
-        InputError, match=r"losses.normalised_logit_mse.*Did you mean 'losses.normalized_logit_mse'"
+        InputError, match=r"(?s)losses.normalised_logit_mse.*Did you mean 'losses.normalized_logit_mse'"
     ):
         parse(bindings=["train.loss = @losses.normalised_logit_mse"])
     with pytest.raises(InputError, match="doesn't have a parameter named 'batchsize'"):

@@ -238,13 +238,8 @@ def test_a_signal_saves_and_leaves(setting, uninterrupted, number, status):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == status, errors
     assert "run the same command to resume" in errors
-    assert train.main(flags(setting, output)) == 0
+    subprocess.run(command(setting, output), env=environment(setting.parent), capture_output=True, check=True)
     assert_same_bytes(final_state(output), final_state(uninterrupted[0]))
-
-
-def test_in_this_process_the_same_bytes_come_out(setting, uninterrupted, tmp_path):
-    assert train.main(flags(setting, tmp_path)) == 0
-    assert_same_bytes(final_state(tmp_path), final_state(uninterrupted[0]))
 
 
 def test_a_finished_run_is_left_as_it_is(setting, uninterrupted, tmp_path, capsys):

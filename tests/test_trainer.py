@@ -26,7 +26,8 @@ def spec_of(config=TINY, accumulation=1, optimizer=None, compute=None, loss=loss
         compute=compute or Compute(),
         label_ids=LABEL_IDS,
         loss=loss,
-        optimizer=optimizer or optimizers.build(optimizers.adamw(1e-3), 1.0),
+        # A large epsilon: where a gradient is zero but for rounding, Adam would turn its sign into a full step.
+        optimizer=optimizer or optimizers.build(optimizers.adamw(1e-3, eps=1e-3), 1.0),
         accumulation=accumulation,
     )
 
@@ -56,7 +57,7 @@ def test_every_mesh_gives_the_same_losses(shape):
     for ours, theirs in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(reference_state.params), strict=True
     ):
-        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_parameters_and_moments_are_really_split():
@@ -79,7 +80,7 @@ def test_micro_batches_add_up_to_the_whole_batch(loss):
     for ours, theirs in zip(parts, whole, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole_state.params), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_adafactor_trains_on_a_mesh():
