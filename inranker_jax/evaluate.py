@@ -27,6 +27,7 @@ from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.evaluation import pipeline
 from inranker_jax.evaluation.reports import CQADUPSTACK, DatasetSummary, Report, write_json
 from inranker_jax.interruption import Interruption
+from inranker_jax.manifest import versions
 
 # The rooms whose objects the gin files of this binary bind: BM25 alone loads no model code.
 ROOMS = ("evaluation", "partitioning", "prompts")
@@ -70,7 +71,7 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings) -> Report:
                 complete=position == len(names),
                 command=sys.argv,
                 checkpoint=None if flags.bm25_only else flags.checkpoint,
-                versions=pipeline.versions(),
+                versions=versions(),
             )
             write_json(Path(flags.output_dir, "results.json"), results)
     return report

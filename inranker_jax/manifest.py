@@ -16,8 +16,20 @@ import jax
 from inranker_jax.errors import InputError
 
 _PACKAGES = (
-    "inranker_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "seqio", "tensorflow",
-)  # fmt: skip
+    "inranker_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "tokenizers",
+    "seqio",
+    "tensorflow",
+    "bm25s",
+    "PyStemmer",
+    "pytrec-eval-terrier",
+)
 
 
 def versions() -> dict[str, str]:

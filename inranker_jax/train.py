@@ -96,6 +96,7 @@ def train(
     mixture_or_task_module: str | Sequence[str] = (),
     initial_checkpoint: str | None = None,
     model: T5Config | None = None,
+    initialiser: Callable[[T5Config, int], Any] = t5.init_params,
     vocabulary: str | None = None,
     contract: ScoringContract | None = None,
     compute: Compute | None = None,
@@ -129,6 +130,7 @@ def train(
       mixture_or_task_module: module (or its .py file), or several, to import: they register the task.
       initial_checkpoint: parameters to start from; see the module's docstring.
       model: architecture of a randomly initialised student.
+      initialiser: makes its parameters from architecture and seed; T5's own by default.
       vocabulary: folder of its tokenizer files, or one of a shipped collection (`python_docs/vocabulary`).
       contract: how a pair becomes token ids and a score; the checkpoint's own by default.
       compute: activations' dtype and rematerialisation.
@@ -223,7 +225,10 @@ def train(
         state = train_state.TrainState(**tree)
         announce(f"resuming {model_dir} at step {position['step']}")
     else:
-        state, position = initial_state(student, spec, seed, abstract), stored_position(0, math.inf)
+        state, position = (
+            initial_state(student, initialiser, spec, seed, abstract),
+            stored_position(0, math.inf),
+        )
     step = position["step"]
     best = math.inf if position["best_validation_loss"] is None else position["best_validation_loss"]
 
@@ -265,7 +270,7 @@ def train(
     # ---- the end ---------------------------------------------------------------------------------------------
     announce(f"step {step}: done; checkpoints, TensorBoard and manifest are in {model_dir}")
     if final_report:
-        untrained = initial_state(student, spec, seed, abstract).params
+        untrained = initial_state(student, initialiser, spec, seed, abstract).params
         final_report(model_dir, student.config, student.contract, student.tokenizer, untrained)
 
 
@@ -275,7 +280,11 @@ def stored_position(step: int, best: float) -> dict[str, Any]:
 
 
 def initial_state(
-    student: Student, spec: trainer.StepSpec, seed: int, abstract: train_state.TrainState
+    student: Student,
+    initialiser: Callable[[T5Config, int], Any],
+    spec: trainer.StepSpec,
+    seed: int,
+    abstract: train_state.TrainState,
 ) -> train_state.TrainState:
     """The state of step 0: imported parameters, or random ones, in their shards."""
     if student.params is not None:

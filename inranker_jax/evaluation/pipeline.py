@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from inranker_jax.evaluation.reranking import (
     check_candidates,
     rerank,
 )
+from inranker_jax.manifest import versions
 from inranker_jax.records import PathType, Run
 
 Announce = Callable[[str], None]
@@ -222,26 +222,6 @@ def evaluate_dataset(
     dataclasses.replace(report, summary=summary).write(target)
     (target / _UNFINISHED).unlink(missing_ok=True)
     return summary
-
-
-def versions() -> dict[str, str]:
-    """Versions of the installed packages that can change a figure."""
-    found = {}
-    for package in (
-        "inranker_jax",
-        "bm25s",
-        "PyStemmer",
-        "pytrec-eval-terrier",
-        "numpy",
-        "jax",
-        "flax",
-        "tokenizers",
-    ):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 # ---------------------------------------------------------------------------------------------- parts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from inranker_jax.losses.combination import WeightedSum, mean_over, parts_of, valid_counts, weighted_sum
 from inranker_jax.losses.contract import Loss, ReduceFn, call, count, name_of, targets_of
+from inranker_jax.losses.listwise import listwise_kl_divergence
 from inranker_jax.losses.pointwise import (
     centre,
     hard_cross_entropy,
@@ -25,6 +26,7 @@ __all__ = [
     "count",
     "hard_cross_entropy",
     "kl_divergence",
+    "listwise_kl_divergence",
     "mean_over",
     "name_of",
     "normalized_logit_mse",

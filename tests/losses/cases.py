@@ -57,6 +57,7 @@ CASES = (
     Case("true_logit_mse", losses.true_logit_mse, teacher),
     Case("kl_divergence", losses.kl_divergence, teacher),
     Case("kl_divergence-warm", functools.partial(losses.kl_divergence, temperature=4.0), teacher),
+    Case("listwise_kl_divergence", losses.listwise_kl_divergence, teacher, per_list=True),
     Case("hard_cross_entropy", losses.hard_cross_entropy, judgements),
     Case(
         "weighted_sum",
