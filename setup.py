@@ -11,7 +11,7 @@ import re
 from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "inranker_jax" / "__init__.py").read_text())[1]
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "inranker_jax" / "__init__.py").read_text("utf-8"))[1]
 
 CORE = [
     # jax 0.10.2 is the last release for Python 3.11; flax 0.12.8 is the matching one.
@@ -43,7 +43,6 @@ TRAIN = [
     "tensorflow>=2.20,<2.22",
     "tensorflow-text>=2.20,<2.22",
     "tensorflow-datasets>=4.9.9",
-    "transformers>=5.0,<6",
 ]
 DEV = [
     *TRAIN,
@@ -51,8 +50,12 @@ DEV = [
     "pytest>=8.4",
     "pytest-xdist>=3.8",
     "ruff>=0.14",
+    # The tests build the wheel without a network.
+    "setuptools>=77",
+    "wheel",
     # The reference that tests compare with. 2.13.0 is the newest release whose wheel is a CPU build here.
     "torch==2.13.0",
+    "transformers>=5.0,<6",
 ]
 
 setup(
@@ -63,7 +66,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     packages=[
         *find_packages(include=["inranker_jax", "inranker_jax.*"]),
         "inranker_jax.tasks",

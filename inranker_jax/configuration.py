@@ -46,7 +46,6 @@ CONFIGURABLES: dict[str, str] = {
     "prompts.preset": "inranker_jax.prompts",
     "prompts.ScoringContract": "inranker_jax.prompts",
 }
-ROOMS = frozenset(name.split(".")[0] for name in CONFIGURABLES)
 
 
 def shipped_gin_folder() -> pathlib.Path:
@@ -89,11 +88,10 @@ def split_gin_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return bindings, rest
 
 
-def _register(rooms: Collection[str]) -> None:
-    for name, home in CONFIGURABLES.items():
+def _register(names: Collection[str]) -> None:
+    for name in names:
+        home = CONFIGURABLES[name]
         module, function = name.split(".")
-        if module not in rooms:
-            continue
         try:
             gin.get_configurable(name)
         except ValueError:
@@ -121,7 +119,7 @@ def parse_gin(
     bindings: Sequence[str] = (),
     search_paths: Sequence[str] = (),
     macros: Mapping[str, Any] | None = None,
-    rooms: Collection[str] = ROOMS,
+    names: Collection[str] = tuple(CONFIGURABLES),
 ) -> None:
     """Parses gin files, then `macros` that are not None, then bindings; the later wins.
 
@@ -130,12 +128,12 @@ def parse_gin(
       bindings: single bindings, as after `--gin.`.
       search_paths: folders in which files and their includes are looked for.
       macros: macros that flags set.
-      rooms: the rooms whose objects may be bound; only these are imported.
+      names: of `CONFIGURABLES`, those that may be bound; only these are imported.
 
     Raises:
       InputError: a file is missing, a file or a binding does not parse, or a required value is not set.
     """
-    _register(rooms)
+    _register(names)
     gin.clear_config()
     for folder in [*search_paths, str(shipped_gin_folder().parent), str(shipped_gin_folder())]:
         gin.add_config_file_search_path(folder)
@@ -172,6 +170,34 @@ def _check_required() -> None:
         raise InputError(
             f"required gin values are not set: {', '.join(missing)}. Set them in a gin file, or: {remedies}."
         )
+
+
+# Bindings that may change between the sessions of one run: they decide neither the data nor a step.
+_FREE = {
+    "train": {
+        "model_dir", "total_steps", "mesh", "log_every", "final_report", "keep_latest", "keep_best",
+        "validation_split", "validation_batches", "validation_period", "checkpoint_period", "vocabulary",
+        "mixture_or_task_module",
+    },
+    "gin.macro": {"MODEL_DIR", "TRAIN_STEPS", "VOCABULARY", "MIXTURE_OR_TASK_MODULE"},
+}  # fmt: skip
+_FREE_ROOMS = ("evaluation", "partitioning")
+
+
+def deciding_bindings() -> dict[str, str]:
+    """The gin bindings that decide what a training run computes, as text: name -> value."""
+    found = {}
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        short = selector if selector == "gin.macro" else ".".join(selector.split(".")[-2:])
+        room, name = short.split(".")[0], short.split(".")[-1]
+        if room in _FREE_ROOMS:
+            continue
+        free = _FREE.get("gin.macro" if short == "gin.macro" else name, set())
+        for parameter, value in parameters.items():
+            key = scope if short == "gin.macro" else f"{short}.{parameter}"
+            if (scope if short == "gin.macro" else parameter) not in free:
+                found[key] = repr(value)
+    return dict(sorted(found.items()))
 
 
 def effective_config() -> str:

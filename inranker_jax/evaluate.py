@@ -29,8 +29,15 @@ from inranker_jax.evaluation.reports import CQADUPSTACK, DatasetSummary, Report,
 from inranker_jax.interruption import Interruption
 from inranker_jax.manifest import versions
 
-# The rooms whose objects the gin files of this binary bind: BM25 alone loads no model code.
-ROOMS = ("evaluation", "partitioning", "prompts")
+# What the gin files of this binary may bind. None of it loads model code, so BM25 alone does not.
+CONFIGURABLES = (
+    "evaluation.Settings",
+    "evaluation.load_reranker",
+    "partitioning.make_mesh",
+    "partitioning.single_device_mesh",
+    "prompts.ScoringContract",
+    "prompts.preset",
+)
 
 
 def evaluate(flags: argparse.Namespace, settings: pipeline.Settings) -> Report:
@@ -127,7 +134,7 @@ def _files_of(flag: str, values: Sequence[str], names: Sequence[str]) -> dict[st
     files: dict[str, str] = {}
     for value in values:
         name, equals, path = value.partition("=")
-        if not equals and len(names) == 1:
+        if len(names) == 1 and name != names[0]:
             name, path = names[0], value
         elif not equals:
             raise InputError(f"{flag}={value}: with several datasets, say which: {flag}=DATASET=FILE.")
@@ -184,8 +191,20 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--output_dir", required=True, help="where runs and results go; rerun to go on after an interruption")
     add("--checkpoint", help="the reranker: training output, checkpoint, Hugging Face folder or hub id")
     add("--bm25_only", action="store_true", help="stop after the candidates (no model)")
-    add("--runs", type=_commas, default=[], help="candidates from TREC runs: DATASET=FILE,...")
-    add("--qrels", type=_commas, default=[], help="other judgments: FILE, or DATASET=FILE,...")
+    add(
+        "--runs",
+        type=_commas,
+        action="extend",
+        default=[],
+        help="candidates from TREC runs: DATASET=FILE,...",
+    )
+    add(
+        "--qrels",
+        type=_commas,
+        action="extend",
+        default=[],
+        help="other judgments: FILE, or DATASET=FILE,...",
+    )
     add("--split", help="which qrels/SPLIT.tsv (evaluation.Settings.split)")
     add(
         "--depth", type=int, help="candidates of each query that the model scores (evaluation.Settings.depth)"
@@ -213,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
         given = {"split": flags.split, "depth": flags.depth}
         bindings = [f"evaluation.Settings.{k} = {v!r}" for k, v in given.items() if v is not None] + bindings
-        configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, rooms=ROOMS)
+        configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, names=CONFIGURABLES)
         report = evaluate(flags, gin.get_configurable("evaluation.Settings")())
     except InputError as error:
         announce(f"error: {error}")

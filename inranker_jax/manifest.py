@@ -57,7 +57,7 @@ def write(model_dir: str, identity: Mapping[str, Any], mesh: jax.sharding.Mesh, 
     """
     folder = pathlib.Path(model_dir)
     path = folder / "manifest.json"
-    stored = json.loads(path.read_text()) if path.exists() else None
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     canonical = json.loads(json.dumps(identity))
     if stored and stored["identity"] != canonical:
         lines = "\n".join(_difference(stored["identity"], canonical))
@@ -92,5 +92,5 @@ def _difference(old: Any, new: Any, key: str = "") -> list[str]:
 
 def _replace(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

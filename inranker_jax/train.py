@@ -12,6 +12,7 @@ this project or of Hugging Face, or a hub id); else random initialisation of `tr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -24,8 +25,7 @@ import gin
 import jax
 
 from inranker_jax import configuration, manifest, optimizers, quiet, train_state, trainer
-from inranker_jax.checkpoints import LoadedModel, load_model
-from inranker_jax.checkpoints.native import Checkpointer, ModelDescription
+from inranker_jax.checkpoints import LoadedModel, load_model, native
 from inranker_jax.corpora.shipped import find_shipped
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
@@ -36,32 +36,45 @@ from inranker_jax.prompts import ScoringContract, Tokenizer, preset
 
 # gin appends to every error from which of its configurables it came: true, and no use to the user.
 GIN_TRACE = "\n  In call to configurable"
+RANDOM = "random initialisation"
 
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """The student before the first step: what it is, and where its parameters come from."""
+    """The student before the first step.
+
+    Attributes:
+      config: its architecture.
+      contract: how a pair becomes token ids and a score.
+      tokenizer: its vocabulary.
+      make_params: returns its parameters at step 0, on the host or traceable.
+      source: where they come from, in words.
+    """
 
     config: T5Config
     contract: ScoringContract
     tokenizer: Tokenizer
-    params: Any | None
+    make_params: Callable[[], Any]
     source: str
 
 
 def choose_student(
     initial_checkpoint: str | None,
     model: T5Config | None,
+    initialiser: Callable[[T5Config, int], Any],
+    seed: int,
     vocabulary: str | None,
     contract: ScoringContract | None,
     dropout_rate: float | None,
 ) -> Student:
-    """Settles architecture, vocabulary, contract and parameters of the student; a checkpoint's own win.
+    """Settles the student. A checkpoint's architecture and vocabulary win over what is bound in gin.
+
+    The contract is the bound one, else the checkpoint's, else monoT5's.
 
     Raises:
       InputError: something is missing, or vocabulary and model do not fit together.
     """
-    loaded: LoadedModel | None = load_model(initial_checkpoint) if initial_checkpoint else None
+    loaded: LoadedModel | None = load_model(initial_checkpoint, on_host=True) if initial_checkpoint else None
     config = loaded.config if loaded else model
     if config is None:
         raise InputError("no student: bind train.model (gin/models/*.gin) or give --init_checkpoint.")
@@ -80,9 +93,23 @@ def choose_student(
         )
     if dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=dropout_rate)
-    contract = contract or (loaded.contract if loaded else None) or preset("monot5")
-    source = loaded.source if loaded else "random initialisation"
-    return Student(config, contract, tokenizer, loaded.params if loaded else None, source)
+    stored = loaded.contract if loaded else None
+    if contract and stored and contract != stored:
+        announce(f"contract: {contract.name} as bound in gin, not the {stored.name} of {initial_checkpoint}")
+    if loaded:
+        source, make_params = loaded.source, (lambda: loaded.params)
+    else:
+        source, make_params = RANDOM, functools.partial(initialiser, config, seed)
+    return Student(config, contract or stored or preset("monot5"), tokenizer, make_params, source)
+
+
+def resumed_student(model_dir: str) -> Student | None:
+    """The student of a run that has a checkpoint; its initial parameters are not needed any more."""
+    parts = native.describe(model_dir)
+    if parts is None:
+        return None
+    description, tokenizer = parts
+    return Student(description.config, description.contract, tokenizer, lambda: None, model_dir)
 
 
 def train(
@@ -156,6 +183,10 @@ def train(
       NonFiniteLossError: the loss or gradient of a batch is not finite.
       SystemExit: SIGTERM or Ctrl-C arrived; everything was saved.
     """
+    if "://" in model_dir:
+        raise InputError(
+            f"{model_dir}: expected a local folder for the run (remote ones are not supported yet)."
+        )
     # ---- data registry: TensorFlow and SeqIO are imported here, and nowhere earlier --------------------------
     from inranker_jax import data
 
@@ -167,7 +198,10 @@ def train(
     # ---- mesh and model --------------------------------------------------------------------------------------
     mesh = mesh or make_mesh()
     trainer.check_batch_size(batch_size, accumulation, mesh)
-    student = choose_student(initial_checkpoint, model, vocabulary, contract, dropout_rate)
+    choose = functools.partial(
+        choose_student, initial_checkpoint, model, initialiser, seed, vocabulary, contract, dropout_rate
+    )
+    student = resumed_student(model_dir) or choose()
     spec = trainer.StepSpec(
         config=student.config,
         compute=compute or Compute(),
@@ -211,24 +245,18 @@ def train(
         "model": student.config.to_hf_dict(),
         "contract": student.contract.to_dict(),
         "vocabulary": student.tokenizer.fingerprint,
+        "gin": configuration.deciding_bindings(),
     }
     manifest.write(model_dir, identity, mesh, configuration.effective_config())
-    checkpoints = Checkpointer(
-        model_dir,
-        ModelDescription(student.config, student.contract),
-        student.tokenizer,
-        keep_latest,
-        keep_best,
-    )
+    description = native.ModelDescription(student.config, student.contract)
+    checkpoints = native.Checkpointer(model_dir, description, student.tokenizer, keep_latest, keep_best)
     if checkpoints.latest_step is not None:
         tree, position = checkpoints.restore(abstract.as_tree())
         state = train_state.TrainState(**tree)
         announce(f"resuming {model_dir} at step {position['step']}")
     else:
-        state, position = (
-            initial_state(student, initialiser, spec, seed, abstract),
-            stored_position(0, math.inf),
-        )
+        state, position = initial_state(student, spec, seed, abstract), stored_position(0, math.inf)
+        student = dataclasses.replace(student, make_params=lambda: None)  # frees imported parameters
     step = position["step"]
     best = math.inf if position["best_validation_loss"] is None else position["best_validation_loss"]
 
@@ -238,7 +266,11 @@ def train(
         model_dir, total_steps, step, log_every, schedule, is_writer=jax.process_index() == 0
     )
     batches = open_batches(stores, rates=rates, start_step=step)
-    with Interruption() as interruption, batches:
+    with contextlib.ExitStack() as stack:
+        stack.callback(monitor.close)
+        stack.callback(checkpoints.close)  # waits for a save in flight, whatever ended the loop
+        interruption = stack.enter_context(Interruption())
+        stack.enter_context(batches)
         while step < total_steps and not interruption.requested:
             batch = next(batches)
             state, metrics = step_fn(state, put_batch(batch, mesh))
@@ -248,21 +280,22 @@ def train(
             last = step == total_steps
             validation_loss = None
             if validation_split and (step % validation_period == 0 or last):
+                monitor.drain()
                 with monitor.pause():
-                    monitor.drain()
                     one_pass = open_batches(held_out, shuffle=False, num_epochs=1)
-                    validation_loss = validate(validate_fn, state.params, one_pass, validation_batches, mesh)
+                    validation_loss = validate(
+                        validate_fn, state.params, one_pass, validation_batches, mesh, interruption
+                    )
+                if validation_loss is not None:
                     best = min(best, validation_loss)
                     monitor.validation(step, validation_loss, is_best=validation_loss == best)
             if step % checkpoint_period == 0 or last or validation_loss is not None:
+                monitor.drain()
                 with monitor.pause():
-                    monitor.drain()
                     checkpoints.save(step, state.as_tree(), stored_position(step, best), validation_loss)
         monitor.drain()
         if interruption.requested:
             checkpoints.save(step, state.as_tree(), stored_position(step, best))
-        checkpoints.close()
-        monitor.close()
     if interruption.requested and step < total_steps:
         announce(f"saved step {step} in {model_dir}; run the same command to resume.")
         raise SystemExit(interruption.exit_status)
@@ -270,8 +303,7 @@ def train(
     # ---- the end ---------------------------------------------------------------------------------------------
     announce(f"step {step}: done; checkpoints, TensorBoard and manifest are in {model_dir}")
     if final_report:
-        untrained = initial_state(student, initialiser, spec, seed, abstract).params
-        final_report(model_dir, student.config, student.contract, student.tokenizer, untrained)
+        final_report(model_dir, student.config, student.contract, student.tokenizer, choose().make_params())
 
 
 def stored_position(step: int, best: float) -> dict[str, Any]:
@@ -280,30 +312,46 @@ def stored_position(step: int, best: float) -> dict[str, Any]:
 
 
 def initial_state(
-    student: Student,
-    initialiser: Callable[[T5Config, int], Any],
-    spec: trainer.StepSpec,
-    seed: int,
-    abstract: train_state.TrainState,
+    student: Student, spec: trainer.StepSpec, seed: int, abstract: train_state.TrainState
 ) -> train_state.TrainState:
-    """The state of step 0: imported parameters, or random ones, in their shards."""
-    if student.params is not None:
-        return train_state.from_params(student.params, spec.optimizer, seed, abstract)
-    return train_state.initialise(
-        lambda: t5.init_params(student.config, seed), spec.optimizer, seed, abstract
-    )
+    """The state of step 0: imported parameters, or random ones created in their shards."""
+    if student.source == RANDOM:
+        return train_state.initialise(student.make_params, spec.optimizer, seed, abstract)
+    return train_state.from_params(student.make_params(), spec.optimizer, seed, abstract)
 
 
 def validate(
-    validate_fn: Callable[..., Any], params: Any, batches: Any, limit: int | None, mesh: jax.sharding.Mesh
-) -> float:
-    """Mean validation loss over a stream of batches, or over the first `limit` of them."""
+    validate_fn: Callable[..., Any],
+    params: Any,
+    batches: Any,
+    limit: int | None,
+    mesh: jax.sharding.Mesh,
+    interruption: Interruption,
+) -> float | None:
+    """Mean validation loss over a stream of batches, or over the first `limit` of them.
+
+    Returns:
+      The mean, or None when a signal arrived before the end.
+
+    Raises:
+      InputError: the split is empty.
+      NonFiniteLossError: the loss of a batch is not finite.
+    """
     total = entries = 0.0
     with batches:
         for batch in itertools.islice(batches, limit):
-            metrics = validate_fn(params, put_batch(batch, mesh))
-            total += float(metrics["loss"]) * float(metrics["count"])
-            entries += float(metrics["count"])
+            if interruption.requested:
+                return None
+            metrics = {
+                name: float(value) for name, value in validate_fn(params, put_batch(batch, mesh)).items()
+            }
+            if not math.isfinite(metrics["loss"]):
+                raise NonFiniteLossError(
+                    f"validation loss {metrics['loss']} in the batch of {batch.describe()}. Look at these "
+                    "examples' texts and teacher logits, lower the learning rate, or compute in float32."
+                )
+            total += metrics["loss"] * metrics["count"]
+            entries += metrics["count"]
     if not entries:
         raise InputError(
             "the validation split holds nothing to validate on. Bind train.validation_split = None."
@@ -326,17 +374,22 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses flags and gin, and calls `train`."""
+    """Parses flags and gin, and calls `train`. Returns the exit status: 2 for bad input, 1 for a bad loss."""
     quiet.libraries()
     flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
     configurable = gin.external_configurable(train, "train", module="inranker_jax")
     try:
+        if not flags.gin_file:
+            raise InputError("no --gin_file: name one, such as --gin_file=gin/small_synth.gin.")
         macros = {"MODEL_DIR": flags.output_dir, "INITIAL_CHECKPOINT_PATH": flags.init_checkpoint}
         configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, macros)
         configurable()
     except (InputError, NonFiniteLossError) as error:
         announce(f"error: {str(error).split(GIN_TRACE)[0]}")
-        return 1
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        announce("interrupted outside the training loop: nothing was lost; run the same command again.")
+        return 130
     return 0
 
 

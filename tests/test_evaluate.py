@@ -180,10 +180,12 @@ def test_a_signal_ends_the_run_after_the_call_and_keeps_its_scores(
             signal.raise_signal(number)
         return np.array(overlap(pairs), np.float32)
 
-    real = evaluate.configurable
+    real = evaluate.gin.get_configurable
     fake = Model(score_pairs, {"fingerprint": "m"})
     monkeypatch.setattr(
-        evaluate, "configurable", lambda name: (lambda _: fake) if name == "load_reranker" else real(name)
+        evaluate.gin,
+        "get_configurable",
+        lambda name: (lambda _: fake) if name == "evaluation.load_reranker" else real(name),
     )
     flags = [
         "--checkpoint=any", f"--beir_dir={beir}", "--datasets=mini", f"--output_dir={tmp_path}",

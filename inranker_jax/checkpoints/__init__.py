@@ -37,12 +37,13 @@ class LoadedModel:
     source: str
 
 
-def load_model(path_or_hub_id: str | os.PathLike[str]) -> LoadedModel:
+def load_model(path_or_hub_id: str | os.PathLike[str], *, on_host: bool = False) -> LoadedModel:
     """Reads a model from wherever it is.
 
     Args:
       path_or_hub_id: a training output folder or one of its checkpoints, a Hugging Face folder, or the id of
         a model on the Hugging Face hub such as "unicamp-dl/InRanker-small".
+      on_host: leave the parameters in host memory, as NumPy arrays.
 
     Returns:
       The model.
@@ -53,4 +54,6 @@ def load_model(path_or_hub_id: str | os.PathLike[str]) -> LoadedModel:
     from inranker_jax.checkpoints import huggingface, native
 
     source = os.fspath(path_or_hub_id)
-    return native.load(source) if native.is_native(source) else huggingface.load(source)
+    if native.is_native(source):
+        return native.load(source)
+    return huggingface.load(source, place=(lambda _, array: array) if on_host else None)

@@ -94,7 +94,9 @@ class Checkpointer:
         root = pathlib.Path(output_dir).absolute()
         self._description = description
         if jax.process_index() == 0 and not (root / TOKENIZER).is_dir():
-            tokenizer.save(str(root / TOKENIZER))
+            unfinished = root / f"{TOKENIZER}.unfinished"
+            tokenizer.save(str(unfinished))
+            unfinished.rename(root / TOKENIZER)
         self._manager = _manager(root / STEPS, keep_latest, keep_best)
 
     @property
@@ -167,7 +169,7 @@ class Checkpointer:
 def _locate(path: str) -> tuple[pathlib.Path, int | None] | None:
     """Resolves a run folder, its `checkpoints` folder or one step to (run folder, step or None)."""
     folder = pathlib.Path(path).absolute()
-    if (folder / STEPS).is_dir():
+    if (folder / STEPS).is_dir() and not (folder / "config.json").exists():
         return folder, None
     if folder.name == STEPS and folder.is_dir():
         return folder.parent, None
@@ -179,6 +181,23 @@ def _locate(path: str) -> tuple[pathlib.Path, int | None] | None:
 def is_native(path: str) -> bool:
     """Whether `path` is a run's folder, its `checkpoints` folder, or one step in it."""
     return _locate(path) is not None
+
+
+def describe(path: str) -> tuple[ModelDescription, Tokenizer] | None:
+    """Description and tokenizer of a run's newest step, without its arrays; None where there is no step."""
+    root = pathlib.Path(path).absolute()
+    if not (root / STEPS).is_dir() or not (root / TOKENIZER).is_dir():
+        return None
+    manager = _manager(root / STEPS, read_only=True)
+    try:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        stored = manager.restore(step, args=ocp.args.Composite(model=ocp.args.JsonRestore()))
+    finally:
+        manager.close()
+    tokenizer = Tokenizer.from_pretrained(str(root / TOKENIZER))
+    return ModelDescription.from_json(stored["model"]), tokenizer
 
 
 def load_parts(path: str) -> tuple[ModelDescription, Any, Tokenizer, str]:

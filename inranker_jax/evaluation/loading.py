@@ -11,6 +11,8 @@ import numpy as np
 from inranker_jax.evaluation.pipeline import Model
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from inranker_jax.prompts import ScoringContract
 
 
@@ -19,6 +21,7 @@ def load_reranker(
     contract: ScoringContract | str | None = None,
     dtype: str = "float32",
     tokens_per_call: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Loads a reranker.
 
@@ -27,6 +30,7 @@ def load_reranker(
       contract: a scoring contract or a preset's name; None for the one stored with the checkpoint.
       dtype: "float32" or "bfloat16", of the computation.
       tokens_per_call: see `Reranker`.
+      mesh: see `Reranker`; by default all accelerators of this process, or one CPU device.
 
     Returns:
       The model for `evaluation.pipeline`. Its fingerprint covers the parameters, the architecture, the
@@ -36,16 +40,21 @@ def load_reranker(
       InputError: there is no model, it has no tokenizer, or no contract is known for it.
     """
     # Here, so that BM25 alone (and parsing its gin file) loads no model code.
+    import jax
+
     from inranker_jax.checkpoints import load_model
+    from inranker_jax.partitioning import make_mesh
     from inranker_jax.prompts import preset
     from inranker_jax.scorer import Reranker
 
+    if mesh is None and jax.default_backend() != "cpu" and jax.local_device_count() > 1:
+        mesh = make_mesh(devices=jax.local_devices())
     chosen = preset(contract) if isinstance(contract, str) else contract
     loaded = load_model(checkpoint)
     chosen = chosen or loaded.contract
     if loaded.tokenizer is None or chosen is None:
         # Raises the error which says what is missing and what to do.
-        reranker = Reranker.from_pretrained(checkpoint, contract=chosen, dtype=dtype)
+        reranker = Reranker.from_pretrained(checkpoint, contract=chosen, dtype=dtype, mesh=mesh)
     else:
         reranker = Reranker(
             loaded.config,
@@ -54,6 +63,7 @@ def load_reranker(
             chosen,
             dtype=dtype,
             tokens_per_call=tokens_per_call,
+            mesh=mesh,
         )
     decides: dict[str, Any] = {
         "dtype": dtype,
