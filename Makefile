@@ -1,5 +1,6 @@
 # The two commands of the README. Both set up a virtual environment inside the clone, from nothing.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first tested interpreter that really runs (pyenv's shims exist for versions that are not selected).
+PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c '' 2>/dev/null && echo python$$v && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -19,6 +20,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 $(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 

@@ -11,12 +11,12 @@ import functools
 import pathlib
 from collections.abc import Iterator
 
-import inranker_jax
 from inranker_jax.corpora import inranker
+from inranker_jax.corpora.shipped import FOLDER
 from inranker_jax.data import add_labelled_task
 from inranker_jax.records import LabelledPair
 
-COLLECTION = pathlib.Path(inranker_jax.__file__).parent / "collections" / "python_docs"
+COLLECTION = FOLDER / "python_docs"
 LABELS = {"train": "train.tsv.gz", "validation": "dev.tsv.gz"}
 
 

@@ -81,8 +81,14 @@ def test_an_installed_wheel_trains_from_the_shipped_gin_file_in_any_folder(wheel
         "--gin.train.validation_batches=1",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "inranker_jax.train", "--gin_file=gin/small_synth.gin", *quick]
-        + ["--gin.evaluation.report_student.depth=2"],
+        [
+            sys.executable,
+            "-m",
+            "inranker_jax.train",
+            "--gin_file=gin/small_synth.gin",
+            *quick,
+            "--gin.evaluation.report_student.depth=2",
+        ],
         cwd=elsewhere,
         env=environment,
         capture_output=True,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from inranker_jax import train
+from inranker_jax import train, trainer
 from inranker_jax.checkpoints import load_model, native
+from inranker_jax.models import initialisers
 from tests.tiny_vocabulary import write_spiece
 
 TASK = """
@@ -251,25 +254,31 @@ def test_a_finished_run_is_left_as_it_is(setting, uninterrupted, tmp_path, capsy
 
 
 def test_other_settings_do_not_continue_a_run(setting, uninterrupted, capsys):
-    assert train.main(flags(setting, uninterrupted[0], "--gin.BATCH_SIZE=8", "--gin.SEED=1")) == 1
+    assert train.main(flags(setting, uninterrupted[0], "--gin.BATCH_SIZE=8", "--gin.LEARNING_RATE=1e-4")) == 2
     message = capsys.readouterr().err
     assert "- batch_size: 4" in message
     assert "+ batch_size: 8" in message
+    assert "- gin.LEARNING_RATE: 0.003" in message
+    assert "+ gin.LEARNING_RATE: 0.0001" in message
     assert "--output_dir" in message
+    assert train.main(flags(setting, uninterrupted[0], "--gin.train.loss=@losses.kl_divergence")) == 2
+    assert "+ gin.inranker_jax.train.loss: @losses.kl_divergence" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_run_continues_on_another_mesh(setting, uninterrupted, tmp_path):
-    mesh = ["--gin.partitioning.make_mesh.data=2", "--gin.partitioning.make_mesh.fsdp=2"]
-    mesh += ["--gin.partitioning.make_mesh.model=2", "--gin.DROPOUT_RATE=0.1"]
+    mesh = ["--gin.train.mesh=@partitioning.make_mesh()", "--gin.partitioning.make_mesh.data=2"]
+    mesh += ["--gin.partitioning.make_mesh.fsdp=2", "--gin.partitioning.make_mesh.model=2"]
     output = shutil.copytree(uninterrupted[0], tmp_path / "copy")
     for step in (output / "checkpoints").iterdir():
         if int(step.name) != 12:
             shutil.rmtree(step)
-    longer = ["--gin.TRAIN_STEPS=14", "--gin.optimizers.warmup_linear_decay.total_steps=20"]
+    longer = ["--gin.TRAIN_STEPS=14"]
     one = shutil.copytree(output, tmp_path / "one")
     assert train.main(flags(setting, output, *longer, *mesh)) == 0
     assert train.main(flags(setting, one, *longer)) == 0
+    sessions = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["sessions"]
+    assert sessions[-1]["mesh"] == {"data": 2, "fsdp": 2, "model": 2}
     ours, theirs = final_state(output, 14), final_state(one, 14)
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
@@ -319,8 +328,66 @@ def test_mistakes_are_one_line_each(setting, tmp_path, capsys):
         (["--gin.VOCABULARY=None"], "no vocabulary"),
         (["--gin.models.T5Config.vocab_size=100"], "vocabulary has"),
         (["--init_checkpoint=/nowhere"], "/nowhere"),
+        (["--output_dir=gs://bucket/run"], "local folder"),
     ):
-        assert train.main(flags(setting, tmp_path / "out", *more)) == 1
+        assert train.main(flags(setting, tmp_path / "out", *more)) == 2
         message = capsys.readouterr().err
         assert expected in message
         assert "Traceback" not in message
+    assert train.main([]) == 2
+    assert "--gin_file=gin/small_synth.gin" in capsys.readouterr().err
+
+
+def test_a_non_finite_validation_loss_stops_the_run_and_spares_the_best_checkpoint(
+    setting, uninterrupted, tmp_path, capsys, monkeypatch
+):
+    def poisoned(spec, params, batch):
+        metrics = trainer.validation_step(spec, params, batch)
+        return {**metrics, "loss": metrics["loss"] * jax.numpy.nan}
+
+    monkeypatch.setattr(trainer, "compile_steps", functools.partial(compile_with, poisoned))
+    assert train.main(flags(setting, tmp_path)) == 1
+    assert "validation loss nan in the batch of step 0" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def compile_with(validation, spec, abstract, mesh):
+    """`trainer.compile_steps` with another validation step."""
+    step, _ = COMPILE(spec, abstract, mesh)
+    return step, lambda params, batch: validation(spec, params, batch)
+
+
+COMPILE = trainer.compile_steps
+
+
+def test_a_student_starts_from_the_bound_initialiser(setting, tmp_path):
+    frozen = ["--gin.TRAIN_STEPS=1", "--gin.LEARNING_RATE=1e-30", "--gin.WARMUP_STEPS=0", "--gin.SEED=5"]
+    bound = ["--gin.train.initialiser=@initialisers.mimetic"]
+    assert train.main(flags(setting, tmp_path, *frozen, *bound)) == 0
+    reached = load_model(str(tmp_path))
+    expected = initialisers.mimetic(reached.config, 5)
+    for ours, theirs in zip(jax.tree.leaves(reached.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_small_synth_distils_a_pretrained_student_with_its_own_vocabulary(
+    setting, uninterrupted, tmp_path, capsys
+):
+    from inranker_jax.checkpoints import huggingface
+
+    source = load_model(str(uninterrupted[0]))
+    huggingface.save(str(tmp_path / "hf"), source.config, source.params, source.tokenizer, source.contract)
+    quick = [
+        "--gin.TRAIN_STEPS=2",
+        "--gin.WARMUP_STEPS=1",
+        "--gin.BATCH_SIZE=8",
+        "--gin.train.validation_batches=1",
+    ]
+    quick += ["--gin.evaluation.report_student.depth=2", f"--init_checkpoint={tmp_path / 'hf'}"]
+    assert train.main(["--gin_file=gin/small_synth.gin", f"--output_dir={tmp_path / 'run'}", *quick]) == 0
+    reached = load_model(str(tmp_path / "run"))
+    assert reached.config.d_model == source.config.d_model
+    assert reached.tokenizer.fingerprint == source.tokenizer.fingerprint
+    table = capsys.readouterr().out
+    assert re.search(r"^untrained student +0\.\d{4}", table, re.MULTILINE)
