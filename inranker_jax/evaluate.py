@@ -134,7 +134,7 @@ def _files_of(flag: str, values: Sequence[str], names: Sequence[str]) -> dict[st
     files: dict[str, str] = {}
     for value in values:
         name, equals, path = value.partition("=")
-        if len(names) == 1 and name != names[0]:
+        if len(names) == 1 and (not equals or Path(value).exists()):
             name, path = names[0], value
         elif not equals:
             raise InputError(f"{flag}={value}: with several datasets, say which: {flag}=DATASET=FILE.")
