@@ -141,10 +141,24 @@ def parse_gin(
     try:
         given = [f"{name} = {value!r}" for name, value in (macros or {}).items() if value is not None]
         with quiet.gin_search():
-            gin.parse_config_files_and_bindings(paths, [*given, *bindings], finalize_config=False)
+            gin.parse_config_files_and_bindings(paths, [], finalize_config=False)
+        _check_macros([*given, *bindings])
+        gin.parse_config([*given, *bindings])
     except (ValueError, SyntaxError, OSError, TypeError) as error:
         raise InputError(_explain(error, bindings)) from error
     _check_required()
+
+
+def _check_macros(bindings: Sequence[str]) -> None:
+    """Raises InputError for a binding of a macro that no file has: gin itself would take it and use it nowhere."""
+    known = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
+    for binding in bindings:
+        name = binding.partition("=")[0].strip()
+        if re.fullmatch(r"\w+", name) and name not in known:
+            raise InputError(
+                f"--gin.{name}: no gin file has a macro of that name.{did_you_mean(name, known)} "
+                f"Macros: {', '.join(sorted(known)) or 'none'}. Other values are set as --gin.FUNCTION.ARGUMENT=VALUE."
+            )
 
 
 def _explain(error: Exception, bindings: Sequence[str]) -> str:

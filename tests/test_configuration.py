@@ -128,7 +128,9 @@ def test_mistakes_are_named():
     with pytest.raises(InputError, match="doesn't have a parameter named 'batchsize'"):
         parse(bindings=["train.batchsize = 3"])
     with pytest.raises(InputError, match="inner quotes"):
-        parse(bindings=["MODEL_DIR=somewhere"])
+        parse("runs/inranker_60m_phase1.gin", bindings=["MODEL_DIR=somewhere"])
+    with pytest.raises(InputError, match=r"no gin file has a macro of that name. Did you mean 'BATCH_SIZE'"):
+        parse("runs/inranker_60m_phase1.gin", MODEL_DIR="x", bindings=["BATCHSIZE=3"])
     with pytest.raises(InputError, match=r"expected --gin\.NAME=VALUE"):
         configuration.split_gin_flags(["--gin.TRAIN_STEPS"])
 
