@@ -44,8 +44,10 @@ TRAIN = [
     "tensorflow-text>=2.20,<2.22",
     "tensorflow-datasets>=4.9.9",
 ]
+BEAM = ["apache-beam>=2.70", "google-crc32c>=1.7"]
 DEV = [
     *TRAIN,
+    *BEAM,
     "mypy>=1.18",
     "pytest>=8.4",
     "pytest-xdist>=3.8",
@@ -85,7 +87,7 @@ setup(
         "dev": DEV,
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
-        "beam": ["apache-beam>=2.70", "google-crc32c>=1.7"],
+        "beam": BEAM,
     },
     classifiers=[
         "Development Status :: 4 - Beta",
