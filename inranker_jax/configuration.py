@@ -9,7 +9,9 @@ a plain function; they get their gin names here.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import os
 import pathlib
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +19,6 @@ from typing import Any
 
 import gin
 
-from inranker_jax import quiet
 from inranker_jax.errors import InputError, did_you_mean
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -140,8 +141,9 @@ def parse_gin(
     paths = [find_gin_file(name, search_paths) for name in files]
     try:
         given = [f"{name} = {value!r}" for name, value in (macros or {}).items() if value is not None]
-        with quiet.gin_search():
-            gin.parse_config_files_and_bindings(paths, [], finalize_config=False)
+        # Plain files only: gin's other reader takes a folder `runs/` of the user's for a package, and fails on it.
+        gin.config._FILE_READERS[:] = [(functools.partial(open, encoding="utf-8"), os.path.isfile)]
+        gin.parse_config_files_and_bindings(paths, [], finalize_config=False)
         _check_macros([*given, *bindings])
         gin.parse_config([*given, *bindings])
     except (ValueError, SyntaxError, OSError, TypeError) as error:
@@ -212,6 +214,11 @@ def deciding_bindings() -> dict[str, str]:
             if (scope if short == "gin.macro" else parameter) not in free:
                 found[key] = repr(value)
     return dict(sorted(found.items()))
+
+
+def message_of(error: BaseException) -> str:
+    """The error's message without gin's note of which configurable it came through."""
+    return str(error).split("\n  In call to configurable")[0]
 
 
 def effective_config() -> str:

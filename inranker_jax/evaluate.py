@@ -232,10 +232,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
         given = {"split": flags.split, "depth": flags.depth}
         bindings = [f"evaluation.Settings.{k} = {v!r}" for k, v in given.items() if v is not None] + bindings
-        configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, names=CONFIGURABLES)
+        configuration.parse_gin(
+            flags.gin_file or ["gin/eval_beir.gin"], bindings, flags.gin_search_paths, names=CONFIGURABLES
+        )
         report = evaluate(flags, gin.get_configurable("evaluation.Settings")())
     except InputError as error:
-        announce(f"error: {error}")
+        announce(f"error: {configuration.message_of(error)}")
         return 2
     except KeyboardInterrupt as interrupt:
         announce("interrupted: what was finished is kept; run the same command to go on.")

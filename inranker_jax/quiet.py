@@ -40,15 +40,12 @@ def libraries() -> None:
 
 
 @contextlib.contextmanager
-def gin_search() -> Iterator[None]:
-    """Drops gin's error line for every folder in which an included file is not; a missing file still raises."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("Path not found")
-
-    root = logging.getLogger()
-    root.addFilter(keep)
+def absl_warnings() -> Iterator[None]:
+    """Drops absl's warnings inside the block (Orbax warns of every folder that it opens for reading)."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        root.removeFilter(keep)
+        logger.setLevel(level)

@@ -34,8 +34,6 @@ from inranker_jax.partitioning import make_mesh, put_batch
 from inranker_jax.progress import NonFiniteLossError, StepMonitor, announce
 from inranker_jax.prompts import ScoringContract, Tokenizer, preset
 
-# gin appends to every error from which of its configurables it came: true, and no use to the user.
-GIN_TRACE = "\n  In call to configurable"
 RANDOM = "random initialisation"
 
 
@@ -385,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, macros)
         configurable()
     except (InputError, NonFiniteLossError) as error:
-        announce(f"error: {str(error).split(GIN_TRACE)[0]}")
+        announce(f"error: {configuration.message_of(error)}")
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         announce("interrupted outside the training loop: nothing was lost; run the same command again.")

@@ -118,6 +118,14 @@ def test_shipped_files_are_found_from_any_folder(tmp_path, monkeypatch):
     assert gin.get_configurable("models.T5Config")().d_ff == 64
 
 
+def test_a_folder_of_the_users_called_runs_is_in_nobodys_way(tmp_path, monkeypatch):
+    for name in ("runs", "models", "losses", "meshes", "gin"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    parse("small_synth.gin")
+    assert bound("total_steps") is not None
+
+
 def test_mistakes_are_named():
     with pytest.raises(InputError, match=r"no gin file .*Did you mean 'models/t5_small.gin'"):
         parse("models/t5_smal.gin")

@@ -348,6 +348,8 @@ def _write_weights(
             tensors[sources[path].name] = np.ascontiguousarray(value)
         # transformers refuses files whose metadata do not name a framework.
         safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+        # The library keeps other users out; weights get the permissions of the folder's other files.
+        (folder / file).chmod(folder.stat().st_mode & 0o666)
         weight_map.update(dict.fromkeys(tensors, file))
     if len(shards) > 1:
         total = sum(flat[path].size * itemsize for path in sources)

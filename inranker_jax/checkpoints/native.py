@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from inranker_jax import quiet
 from inranker_jax.errors import InputError
 from inranker_jax.models import T5Config, t5
 from inranker_jax.prompts import ScoringContract, Tokenizer
@@ -60,6 +61,11 @@ def _options(keep_latest: int, keep_best: int, read_only: bool) -> ocp.Checkpoin
 
 
 def _manager(folder: pathlib.Path, keep_latest: int = 1, keep_best: int = 1, read_only: bool = False) -> Any:
+    with quiet.absl_warnings():
+        return _open(folder, keep_latest, keep_best, read_only)
+
+
+def _open(folder: pathlib.Path, keep_latest: int, keep_best: int, read_only: bool) -> Any:
     return ocp.CheckpointManager(
         folder,
         options=_options(keep_latest, keep_best, read_only),

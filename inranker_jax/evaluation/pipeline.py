@@ -201,6 +201,10 @@ def evaluate_dataset(
     if finished is not None:
         announce(f"{name}: finished in {target}, not computed again")
         return finished
+    if (target / "result.json").is_file():
+        announce(f"{name}: {target} holds a result with other settings, which this one replaces")
+        for stale in [*target.glob("*.trec"), target / "result.json"]:
+            stale.unlink()
     collection = BeirCollection.load(folder, settings.split, name=name, qrels_file=qrels_file)
     first, candidates = _candidates(collection, settings, run_file)
     notes = _notes(collection, candidates, settings)
