@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from inranker_jax.models.config import Compute, T5Config
 
@@ -119,8 +120,22 @@ class Embedding(nnx.Module):
         An id beyond the table (a tokenizer of another model) gives NaN, where plain indexing would quietly
         give the last row.
         """
-        table = self.embedding[...]
+        table = _whole_rows(self.embedding[...])
         return table.at[ids].get(mode="fill", fill_value=jnp.nan).astype(jnp.float32)
+
+
+def _whole_rows(table: jax.Array) -> jax.Array:
+    """Under a context mesh with a `model` axis: the table with its width divided instead of its rows.
+
+    Looking up in divided rows leaves the choice to XLA, whose partitioned scatter (the gradient) added other
+    rows' updates to the first row of a shard on a 1x4x2 mesh (jax 0.10.2; `tests/test_trainer.py`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = dict(mesh.shape).get("model", 1)
+    if ways == 1:
+        return table
+    width = "model" if table.shape[1] % ways == 0 else None
+    return jax.lax.with_sharding_constraint(table, PartitionSpec(None, width))
 
 
 class Projection(nnx.Module):
