@@ -1,7 +1,7 @@
 """Initial parameters for small students that are trained from nothing.
 
 A cross-encoder must find out that a query's word occurs in the document before it can learn anything else. From
-T5's own initialisation that takes more steps than a laptop has. `mimetic` starts the attention of the first
+T5's own initialisation that takes many more steps. `mimetic` starts the attention of the first
 encoder layers in the form that attention takes in trained Transformers.
 """
 
