@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -211,6 +212,13 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def cost(seconds: float) -> str:
+    """Time and peak memory of this process, such as `6m35s, 1.6 GiB of memory at the peak`."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return f"{clock(seconds)}, {peak * unit / 2**30:.1f} GiB of memory at the peak"
 
 
 def announce(message: str) -> None:

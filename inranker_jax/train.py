@@ -18,6 +18,7 @@ import functools
 import itertools
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
 from inranker_jax.models import Compute, T5Config, t5
 from inranker_jax.partitioning import make_mesh, put_batch
-from inranker_jax.progress import NonFiniteLossError, StepMonitor, announce
+from inranker_jax.progress import NonFiniteLossError, StepMonitor, announce, cost
 from inranker_jax.prompts import ScoringContract, Tokenizer, preset
 
 RANDOM = "random initialisation"
@@ -373,6 +374,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses flags and gin, and calls `train`. Returns the exit status: 2 for bad input, 1 for a bad loss."""
+    started = time.perf_counter()
     quiet.libraries()
     flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
     configurable = gin.external_configurable(train, "train", module="inranker_jax")
@@ -382,6 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         macros = {"MODEL_DIR": flags.output_dir, "INITIAL_CHECKPOINT_PATH": flags.init_checkpoint}
         configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, macros)
         configurable()
+        announce(f"took {cost(time.perf_counter() - started)}")
     except (InputError, NonFiniteLossError) as error:
         announce(f"error: {configuration.message_of(error)}")
         return 2 if isinstance(error, InputError) else 1

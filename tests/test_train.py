@@ -155,6 +155,7 @@ def test_a_run_reports_and_leaves_what_explains_it(uninterrupted):
     for part in ("lr ", "examples/s", "useful tokens/s", "left"):
         assert part in lines[5]
     assert "validation loss" in lines[-1]
+    assert re.search(r"^took \d+(s|m\d\ds), \d+\.\d GiB of memory at the peak$", done.stderr, re.MULTILINE)
     losses = [float(line.split("loss ")[1].split()[0]) for line in lines if "validation" not in line]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     manifest = json.loads((output / "manifest.json").read_text())

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -393,8 +394,11 @@ def _locked(path: pathlib.Path) -> Iterator[bool]:
         handle = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - closed below, after the caller's work
         fcntl.flock(handle, fcntl.LOCK_EX)
         held = True
-    except OSError:
-        pass  # see above: the lock saves work, correctness does not rest on it
+    except OSError as error:
+        # The lock saves work; correctness does not rest on it.
+        logging.getLogger(__name__).info(
+            "no lock for %s (%s): another process may do the same work", path, error
+        )
     try:
         yield held
     finally:
