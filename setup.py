@@ -44,9 +44,18 @@ TRAIN = [
     "tensorflow-text>=2.20,<2.22",
     "tensorflow-datasets>=4.9.9",
 ]
+LABEL = [
+    *EVAL,
+    "matplotlib>=3.9",
+    "pyarrow>=17",
+    "zstandard>=0.23",
+]
+# Teachers and query generators of other people's making.
+TEACHERS = [*LABEL, "sentence-transformers>=5.0", "torch>=2.6", "transformers>=5.0,<6"]
 BEAM = ["apache-beam>=2.70", "google-crc32c>=1.7"]
 DEV = [
     *TRAIN,
+    *TEACHERS,
     *BEAM,
     "mypy>=1.18",
     "pytest>=8.4",
@@ -83,6 +92,8 @@ setup(
     install_requires=CORE,
     extras_require={
         "eval": EVAL,
+        "label": LABEL,
+        "teachers": TEACHERS,
         "train": TRAIN,
         "dev": DEV,
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
