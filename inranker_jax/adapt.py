@@ -1,0 +1,341 @@
+"""Trains a student for a domain of which there are only documents: queries, candidates, labels, training.
+
+    python -m inranker_jax.adapt --corpus=FOLDER --teacher=CKPT --student=CKPT --output_dir=DIR
+    python -m inranker_jax.adapt ... --generator=openai:http://localhost:8000 --queries.model=NAME
+    python -m inranker_jax.adapt ... --skip=verify --gin.BATCH_SIZE=8
+
+Every stage is a command of this package, printed before it runs and recorded in `DIR/adapt.json`: run the same
+command again to go on where it stopped. `--STAGE.FLAG=VALUE` passes a flag to one stage, `--gin.NAME=VALUE` to
+training. Without a generator the title (or first sentence) of a document stands in for an LLM's query, and the
+summary says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from inranker_jax.errors import InputError, did_you_mean
+from inranker_jax.flags import Parser, commas, positive, run_main
+from inranker_jax.interruption import Interruption
+from inranker_jax.progress import announce, clock
+from inranker_jax.records import atomic_text
+from inranker_jax.stages import Outcome, Stage, StageFailed, run_stages
+
+STAGES = ("queries", "candidates", "labels", "verify", "train", "export", "evaluate_before", "evaluate")
+# How long the thesis warms up: 20,000 of 329,000 steps (section 4.1).
+_WARMUP_SHARE = 20_000 / 329_000
+
+TASK_FILE = '''"""SeqIO tasks over labels, as pairs and as lists. Made by `python -m inranker_jax.adapt`."""
+
+from inranker_jax.tasks.label_folders import register
+
+LABELS = {labels!r}
+
+register("adapt", LABELS, validation_fraction={held_out!r})
+register("adapt_lists", LABELS, list_size={size!r}, validation_fraction={held_out!r})
+'''
+
+
+class Pipeline:
+    """The stages of one adaptation, with their command lines as the flags settle them."""
+
+    def __init__(self, flags: argparse.Namespace, extra: dict[str, list[str]]) -> None:
+        """Settles where everything goes.
+
+        Args:
+          flags: the parsed command line.
+          extra: further flags by stage; those of "gin" go to training.
+
+        Raises:
+          InputError: `--evaluate_on` has no judgments.
+        """
+        self._flags, self._extra = flags, extra
+        self.output = pathlib.Path(flags.output_dir).resolve()
+        self.labels, self.student = self.output / "labels", self.output / "student"
+        self._queries = pathlib.Path(flags.queries) if flags.queries else self.output / "queries.jsonl"
+        self._run = self.output / "candidates.trec"
+        self._judged = _judged_folder(flags)
+        malformed = ["--skip_malformed"] if flags.skip_malformed else []
+        self._corpus = [f"--corpus={flags.corpus}", f"--corpus_format={flags.corpus_format}", *malformed]
+
+    def stages(self) -> list[Stage]:
+        """The stages in order, without those for which there is no input (no judgments to evaluate with)."""
+        findings = {1: "Look at its findings; --skip=verify trains on these labels all the same."}
+        verified, exported = self.output / "verification.json", self.output / "export"
+        stages = []
+        if not self._flags.queries:
+            stages.append(
+                self._stage("queries", "generate_queries", self._generate, self._queries, self._generated)
+            )
+        stages += [
+            self._stage("candidates", "retrieve", self._retrieve, self._run),
+            self._stage("labels", "label", self._label, self.labels / "labels.json", self._labelled),
+            self._stage("verify", "verify_labels", lambda: self._verify(verified), verified, hints=findings),
+            self._stage("train", "train", self._train, self.student / "manifest.json"),
+            self._stage("export", "export", lambda: self._export(exported), exported),
+        ]
+        if self._judged is not None:
+            before = [("evaluate_before", self._flags.student)] if self._flags.student else []
+            stages += [
+                self._evaluation(name, checkpoint, self._judged)
+                for name, checkpoint in (*before, ("evaluate", self.student))
+            ]
+        return stages
+
+    def _stage(
+        self,
+        name: str,
+        binary: str,
+        arguments: Callable[[], list[str]],
+        output: pathlib.Path,
+        about: Callable[[], str] = lambda: "",
+        hints: dict[int, str] | None = None,
+    ) -> Stage:
+        def command() -> list[str]:
+            own = self._extra.get(name, [])
+            return [sys.executable, "-m", f"inranker_jax.{binary}", *arguments(), *own]
+
+        return Stage(name, command, (output,), about, hints or {})
+
+    def _generate(self) -> list[str]:
+        flags = self._flags
+        number = [f"--num_documents={flags.num_documents}"] if flags.num_documents else []
+        own = [f"--generator={flags.generator}", f"--seed={flags.seed}", *number]
+        return [*self._corpus, *own, f"--output={self._queries}"]
+
+    def _retrieve(self) -> list[str]:
+        flags = self._flags
+        own = [f"--language={flags.language}", f"--depth={flags.depth}", f"--index={self.output / 'index'}"]
+        return [*self._corpus, f"--queries={self._queries}", *own, f"--output={self._run}"]
+
+    def _label(self) -> list[str]:
+        flags = self._flags
+        own = [f"--teacher={flags.teacher}", f"--negatives={flags.negatives}", f"--depth={flags.depth}"]
+        text_only = ["--text_only"] if _titles_are_queries(flags) else []
+        price = [f"--usd_per_hour={flags.usd_per_hour}"] if flags.usd_per_hour is not None else []
+        files = [f"--queries={self._queries}", f"--candidates={self._run}", f"--output_dir={self.labels}"]
+        return [*self._corpus, *files, *own, f"--seed={flags.seed}", *text_only, *price]
+
+    def _verify(self, report: pathlib.Path) -> list[str]:
+        return [f"--labels={self.labels}", f"--plot={self.output / 'labels.png'}", f"--json={report}"]
+
+    def _train(self) -> list[str]:
+        flags = self._flags
+        steps = flags.train_steps or epochs_in_steps(self.labels, flags.epochs, flags.batch_size)
+        task = self.output / "task.py"
+        with atomic_text(task) as out:
+            out.write(
+                TASK_FILE.format(
+                    labels=str(self.labels), size=flags.negatives + 1, held_out=flags.validation_fraction
+                )
+            )
+        bindings = {
+            "TRAIN_STEPS": steps,
+            "WARMUP_STEPS": max(1, round(_WARMUP_SHARE * steps)),
+            "BATCH_SIZE": flags.batch_size,
+            "MIXTURE_OR_TASK_MODULE": json.dumps(str(task)),
+        }
+        start = [f"--init_checkpoint={flags.student}"] if flags.student else []
+        gin = [f"--gin.{name}={value}" for name, value in bindings.items()]
+        more = self._extra.get("gin", [])
+        return [f"--gin_file={flags.gin_file}", *start, f"--output_dir={self.student}", *gin, *more]
+
+    def _export(self, folder: pathlib.Path) -> list[str]:
+        return [f"--checkpoint={self.student}", f"--output_dir={folder}"]
+
+    def _evaluation(self, name: str, checkpoint: str | pathlib.Path, judged: pathlib.Path) -> Stage:
+        flags, folder = self._flags, self.output / name
+        language = json.dumps(flags.language)
+        arguments = [
+            f"--checkpoint={checkpoint}",
+            f"--beir_dir={judged.parent}",
+            f"--datasets={judged.name}",
+            f"--split={flags.split}",
+            f"--depth={flags.evaluation_depth}",
+            f"--gin.evaluation.Settings.language={language}",
+            f"--output_dir={folder}",
+        ]
+        results = folder / "results.json"
+        return self._stage(name, "evaluate", lambda: arguments, results, lambda: _measured(results))
+
+    def _generated(self) -> str:
+        with self._queries.open(encoding="utf-8") as lines:
+            first = json.loads(next(lines, "{}"))
+            number = bool(first) + sum(1 for _ in lines)
+        return f"{number} queries by {first.get('generator', 'nobody')}"
+
+    def _labelled(self) -> str:
+        counts = _counts(self.labels)
+        distinct = counts["distinct_pairs"]
+        return f"{counts['pairs']} pairs of {counts['queries']} queries, {distinct} distinct"
+
+
+def _titles_are_queries(flags: argparse.Namespace) -> bool:
+    """Whether a document's title became its query: then the pair is judged, and learnt, without the title."""
+    return flags.generator == "title" and not flags.queries
+
+
+def _judged_folder(flags: argparse.Namespace) -> pathlib.Path | None:
+    """The BEIR folder to evaluate on: `--evaluate_on`, else the corpus itself where it has judgments."""
+    folder = pathlib.Path(flags.evaluate_on or flags.corpus)
+    judgments = folder / "qrels" / f"{flags.split}.tsv"
+    if judgments.is_file():
+        return folder.resolve()
+    if flags.evaluate_on:
+        raise InputError.at(
+            judgments, None, "no such file", "a BEIR folder with judgments", "Check --evaluate_on and --split"
+        )
+    return None
+
+
+def epochs_in_steps(labels: pathlib.Path, epochs: float, batch_size: int) -> int:
+    """Steps that read all labelled pairs `epochs` times, `batch_size` pairs a step."""
+    return max(1, math.ceil(epochs * _counts(labels)["pairs"] / batch_size))
+
+
+def _counts(labels: pathlib.Path) -> dict[str, int]:
+    counts: dict[str, int] = json.loads((labels / "labels.json").read_text(encoding="utf-8"))["counts"]
+    return counts
+
+
+def _measured(results: pathlib.Path) -> str:
+    datasets = json.loads(results.read_text(encoding="utf-8"))["datasets"]
+    systems = next(iter(datasets.values()))["systems"]
+    return "nDCG@10: " + ", ".join(f"{name} {row['ndcg_cut_10']:.4f}" for name, row in systems.items())
+
+
+def summary(outcomes: Sequence[Outcome], usd_per_hour: float | None) -> str:
+    """The closing table: what ran, for how long, at what price, and what came out."""
+    width = max(len(outcome.stage) for outcome in outcomes)
+    lines = []
+    for outcome in outcomes:
+        price = f"  ${outcome.seconds / 3600 * usd_per_hour:.2f}" if usd_per_hour is not None else ""
+        left = f"{outcome.stage:<{width}}  {outcome.status:<11}  {clock(outcome.seconds):>7}{price}"
+        lines.append(f"{left}  {outcome.about}".rstrip())
+    total = sum(outcome.seconds for outcome in outcomes)
+    price = f", ${total / 3600 * usd_per_hour:.2f}" if usd_per_hour is not None else ""
+    return "\n".join([*lines, f"{clock(total)} in all{price}"])
+
+
+def split_stage_flags(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Separates `--STAGE.FLAG=VALUE` and `--gin.NAME=VALUE` from the rest.
+
+    >>> split_stage_flags(["--labels.chunk_size=8", "--gin.SEED=1", "--seed=2"])
+    ({'labels': ['--chunk_size=8'], 'gin': ['--gin.SEED=1']}, ['--seed=2'])
+
+    Raises:
+      InputError: there is no such stage.
+    """
+    extra: dict[str, list[str]] = {}
+    rest = []
+    for argument in argv:
+        name, dot, flag = argument.partition("=")[0].removeprefix("--").partition(".")
+        if not (argument.startswith("--") and dot):
+            rest.append(argument)
+        elif name == "gin":
+            extra.setdefault("gin", []).append(argument)
+        elif name in STAGES and flag:
+            extra.setdefault(name, []).append("--" + argument.removeprefix(f"--{name}."))
+        else:
+            raise InputError(
+                f"{argument}: no stage {name!r}.{did_you_mean(name, STAGES)} Stages: {', '.join(STAGES)}."
+            )
+    return extra, rest
+
+
+def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, list[str]]]:
+    """Parses the command line into flags and the flags of single stages.
+
+    Raises:
+      InputError: an unknown flag or stage, a missing flag, or a value out of range.
+    """
+    extra, rest = split_stage_flags(sys.argv[1:] if argv is None else argv)
+    parser = Parser("adapt", "From documents and a teacher to a student for their domain.")
+    add = parser.add_argument
+    add("--corpus", required=True, help="documents: a BEIR folder, JSONL, TSV or Parquet")
+    add("--corpus_format", default="auto", help="see `retrieve --help`")
+    add("--teacher", required=True, help="T5 checkpoint, or KIND:PATH for other teachers: see `label --help`")
+    add(
+        "--student",
+        help="checkpoint to start from; without it, the recipe's model from random initialisation",
+    )
+    add("--output_dir", required=True, help="everything goes there; rerun to resume")
+    add(
+        "--queries",
+        help="queries of your own with their documents (InPars JSONL): leaves out stage 'queries'",
+    )
+    add(
+        "--generator",
+        default="title",
+        help="openai:URL, local:PATH_OR_HUB or title: see `generate_queries --help`",
+    )
+    add("--num_documents", type=positive, help="documents to write queries for")
+    add("--language", default="english", help="of the documents, for BM25")
+    add("--depth", type=positive, default=1000, help="BM25 candidates from which negatives are drawn")
+    add("--negatives", type=positive, default=9, help="of each query")
+    add("--seed", type=int, default=0)
+    add("--epochs", type=float, default=10.0, help="passes over the pairs (thesis, sample sets: 10)")
+    add("--train_steps", type=positive, help="instead of --epochs")
+    add("--batch_size", type=positive, default=32, help="examples a step")
+    add("--validation_fraction", type=float, default=0.02, help="share of queries held out of training")
+    add("--gin_file", default="gin/runs/adapt.gin", help="the training recipe")
+    add("--evaluate_on", help="BEIR folder with judgments; default: the corpus, where it has them")
+    add("--split", default="test", help="judgments to evaluate on")
+    add("--evaluation_depth", type=positive, default=100, help="BM25 candidates that the student reranks")
+    add("--skip", type=commas, default=[], help=f"stages to leave out, of {', '.join(STAGES)}")
+    add("--usd_per_hour", type=float, help="price of this machine, for the summary")
+    add("--skip_malformed", action="store_true", help="leave bad lines of the corpus out, and count them")
+    flags = parser.parse(rest)
+    unknown = [name for name in flags.skip if name not in STAGES]
+    if unknown:
+        raise InputError(
+            f"--skip={unknown[0]}: no such stage.{did_you_mean(unknown[0], STAGES)} Stages: {', '.join(STAGES)}."
+        )
+    if flags.epochs <= 0:
+        raise InputError(f"--epochs={flags.epochs}: expected a positive number.")
+    if not 0 < flags.validation_fraction < 1:
+        raise InputError(f"--validation_fraction={flags.validation_fraction}: expected a share in (0, 1).")
+    if not pathlib.Path(flags.corpus).exists() and "://" not in flags.corpus:
+        raise InputError(f"--corpus={flags.corpus}: no such file or folder.")
+    return flags, extra
+
+
+def adapt(flags: argparse.Namespace, extra: dict[str, list[str]], interruption: Interruption) -> int:
+    """Runs the stages and prints the summary. Returns the exit status."""
+    output = pathlib.Path(flags.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    if _titles_are_queries(flags):
+        announce("queries: titles (or first sentences) of the documents; no language model writes any.")
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in run_stages(
+            Pipeline(flags, extra).stages(), output / "adapt.json", interruption, flags.skip
+        ):
+            outcomes.append(outcome)
+    except StageFailed as failure:
+        if outcomes:
+            print(summary(outcomes, flags.usd_per_hour))
+        announce(f"error: {failure} What was finished is kept; run the same command to go on.")
+        return failure.status
+    print(summary(outcomes, flags.usd_per_hour))
+    announce(f"the student is in {output / 'student'}, for transformers in {output / 'export'}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses flags and runs. Returns the exit status."""
+
+    def work(interruption: Interruption) -> int:
+        flags, extra = parse_flags(argv)
+        return adapt(flags, extra, interruption)
+
+    return run_main(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
