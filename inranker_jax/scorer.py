@@ -292,24 +292,40 @@ class Reranker:
         """
         return self._logit_windows(pairs, _STREAM_WINDOW)
 
-    def _all_logits(self, pairs: Sequence[Pair]) -> np.ndarray:
-        empty = np.zeros((0, self._outputs), np.float32)
-        return np.concatenate([empty, *self._logit_windows(pairs, _LIST_WINDOW)])
+    def logits_of_chunks(self, chunks: Iterable[Sequence[Pair]]) -> Iterator[np.ndarray]:
+        """Raw label logits, one array for each chunk, whatever its size.
 
-    def _logit_windows(self, pairs: Iterable[Pair], window: int) -> Iterator[np.ndarray]:
-        """Dispatches a window before it waits for the one before, so that devices never wait for text."""
+        The pairs of a chunk are sorted and cut into calls by themselves, so a chunk's values do not depend, to
+        the bit, on the chunks around it: work that was interrupted can go on at any chunk. One chunk is
+        dispatched before the one before is waited for, so devices do not wait for text.
+
+        Args:
+          chunks: lists of (query, document) pairs, read as needed, one ahead.
+
+        Yields:
+          float32 [len(chunk), K], in the order given.
+
+        Raises:
+          InputError: an item is not a pair of str.
+        """
         waiting: Callable[[], np.ndarray] | None = None
-        iterator = iter(pairs)
-        for first in itertools.count(0, window):
-            part = list(itertools.islice(iterator, window))
-            if not part:
-                break
-            dispatched = self._dispatch(part, first)
+        first = 0
+        for chunk in chunks:
+            dispatched = self._dispatch(chunk, first)
+            first += len(chunk)
             if waiting is not None:
                 yield waiting()
             waiting = dispatched
         if waiting is not None:
             yield waiting()
+
+    def _all_logits(self, pairs: Sequence[Pair]) -> np.ndarray:
+        empty = np.zeros((0, self._outputs), np.float32)
+        return np.concatenate([empty, *self._logit_windows(pairs, _LIST_WINDOW)])
+
+    def _logit_windows(self, pairs: Iterable[Pair], window: int) -> Iterator[np.ndarray]:
+        iterator = iter(pairs)
+        return self.logits_of_chunks(iter(lambda: list(itertools.islice(iterator, window)), []))
 
     def _dispatch(self, pairs: Sequence[Pair], first: int) -> Callable[[], np.ndarray]:
         """Starts the calls for one window; `first` is the number of its first pair, for messages.

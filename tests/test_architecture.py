@@ -44,6 +44,7 @@ ROWS = (
             "manifest",
             "quiet",
             "flags",
+            "stages",
         )
     ),
     Row(("losses", "models", "evaluation.measures", "evaluation.significance"), mixed=False),
@@ -261,7 +262,11 @@ def test_a_legal_tree_passes(tmp_path: pathlib.Path) -> None:
             ":2: inranker_jax.scorer imports tensorflow",
         ),
         ("inranker_jax/scorer.py", "import importlib\nimportlib.import_module('seqio')", "may import seqio"),
-        ("inranker_jax/scorer.py", "import transformers", "only labeling, query_generation may import transformers"),
+        (
+            "inranker_jax/scorer.py",
+            "import transformers",
+            "only labeling, query_generation may import transformers",
+        ),
         (
             "inranker_jax/trainer.py",
             "import typing as t\nif t.TYPE_CHECKING:\n    from inranker_jax.evaluation.reports import f",
