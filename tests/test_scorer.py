@@ -232,6 +232,25 @@ def test_score_pairs_is_a_stream(reranker: Reranker, monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(reranker.score_pairs(source()), expected, atol=1e-5)
 
 
+def test_chunks_do_not_depend_on_each_other(reranker: Reranker) -> None:
+    pairs = [(f"query {i % 3}", text) for i, text in enumerate(make_documents(30))]
+    chunks = [pairs[:7], pairs[7:8], [], pairs[8:30]]
+    taken: list[int] = []
+
+    def source() -> Iterator[list[tuple[str, str]]]:
+        for index, chunk in enumerate(chunks):
+            taken.append(index)
+            yield chunk
+
+    stream = reranker.logits_of_chunks(source())
+    parts = [next(stream)]
+    assert taken == [0, 1], "one chunk is dispatched ahead, and no more"
+    parts.extend(stream)
+    assert [part.shape for part in parts] == [(7, 2), (1, 2), (0, 2), (22, 2)]
+    for chunk, part in zip(chunks, parts, strict=True):
+        np.testing.assert_array_equal(next(reranker.logits_of_chunks([chunk])), part)
+
+
 def test_compiles_one_program_per_length(
     config: T5Config, params: dict, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
