@@ -78,12 +78,13 @@ class LabelledPair:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def _is_remote(path: PathType) -> bool:
+def is_remote(path: PathType) -> bool:
+    """Whether a path names another machine's file (`gs://...`, `s3://...`), which `etils.epath` opens."""
     return "://" in os.fspath(path)
 
 
 def _open_raw(path: PathType, mode: str) -> IO[Any]:
-    if _is_remote(path):
+    if is_remote(path):
         from etils import epath
 
         return cast("IO[Any]", epath.Path(os.fspath(path)).open(mode))
@@ -103,17 +104,27 @@ def _zstandard(path: PathType) -> Any:
     return zstandard  # fmt: skip
 
 
-@contextlib.contextmanager
-def open_bytes(path: PathType) -> Iterator[BinaryIO]:
-    """Opens a local or remote file for reading bytes; `.gz` and `.zst` files are decompressed."""
-    name = os.fspath(path)
+def open_raw(path: PathType) -> BinaryIO:
+    """Opens a local or remote file for reading its bytes as they are stored, compressed or not.
+
+    Raises:
+      InputError: there is no such file, it is a folder, or it may not be read.
+    """
     try:
-        raw = _open_raw(path, "rb")
+        return cast(BinaryIO, _open_raw(path, "rb"))
     except FileNotFoundError as error:
         raise InputError.at(path, None, "no such file", remedy="Check the path") from error
     except IsADirectoryError as error:
         raise InputError.at(path, None, "this is a folder", "a file") from error
-    with raw:
+    except PermissionError as error:
+        raise InputError.at(path, None, "the file may not be read", remedy="Check its permissions") from error
+
+
+@contextlib.contextmanager
+def open_bytes(path: PathType) -> Iterator[BinaryIO]:
+    """Opens a local or remote file for reading bytes; `.gz` and `.zst` files are decompressed."""
+    name = os.fspath(path)
+    with open_raw(path) as raw:
         if name.endswith(".gz"):
             try:
                 with gzip.open(raw, "rb") as unzipped:
@@ -133,7 +144,7 @@ def open_bytes(path: PathType) -> Iterator[BinaryIO]:
                     path, None, f"not a zstd file ({error})", remedy="Fetch the file again"
                 ) from error
         else:
-            yield cast(BinaryIO, raw)
+            yield raw
 
 
 @contextlib.contextmanager
@@ -179,7 +190,7 @@ def atomic_text(path: PathType) -> Iterator[TextIO]:
     of that name stays as it was.
     """
     name = os.fspath(path)
-    if _is_remote(path):
+    if is_remote(path):
         buffer = io.StringIO()
         yield buffer
         data = buffer.getvalue().encode("utf-8")

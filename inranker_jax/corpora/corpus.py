@@ -1,0 +1,191 @@
+"""Any corpus and any set of queries, streamed: `open_corpus` and `open_queries_any`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+from inranker_jax.corpora import files, formats, inpars, rows
+from inranker_jax.corpora.malformed import BadRow, MalformedReport, OnMalformed
+from inranker_jax.corpora.table import Table
+from inranker_jax.corpora.texts import OffsetTexts
+from inranker_jax.records import Document, PathType, Query, is_remote
+
+
+class Corpus:
+    """A corpus on disk (or on another machine): its documents can be streamed as often as needed.
+
+    Attributes:
+      path: as given.
+      format: one of `formats.FORMATS`.
+      files: the files that hold the documents, in order.
+      report: the rows left out under `on_malformed="skip"`.
+    """
+
+    def __init__(
+        self, path: PathType, found: formats.Found, on_malformed: OnMalformed, report: MalformedReport | None
+    ):
+        self.path, self.format, self.files = os.fspath(path), found.format, list(found.files)
+        self._open = _source(found.format)
+        self._build = _document_builder(found.format)
+        repeats = found.format in ("inpars", "flagembedding")
+        self._table: Table[Document] = Table(
+            self.path, self.files, self._open, self._build, kind="documents", on_malformed=on_malformed,
+            report=report, contents=(lambda document: document.contents) if repeats else None,
+        )  # fmt: skip
+        self.report = self._table.report
+        self._fingerprint = ""
+
+    def documents(self) -> Iterator[Document]:
+        """Yields the documents in the order of the files.
+
+        Raises:
+          InputError: naming file and line, at a row that cannot be used or an id that occurs twice; under
+            `on_malformed="skip"` such rows are left out and counted. Also when there is no document at all.
+        """
+        return (document for _, document in self._table.items())
+
+    def texts(self) -> Mapping[str, str]:
+        """Document id -> contents (title and text joined).
+
+        Over uncompressed local files with a document a line the texts stay on disk (8 to 24 bytes of memory
+        a document); compressed, remote, Parquet and FlagEmbedding sources are held in memory.
+
+        Raises:
+          InputError: as in `documents`.
+        """
+        if self.format in ("beir", "tsv", "jsonl", "inpars") and not any(map(_packed, self.files)):
+            return OffsetTexts(self.files, self._open, self._build, self._table.items())
+        return {document.id: document.contents for document in self.documents()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the files as stored; of one file, what `sha256sum` prints. Kept in memory."""
+        if not self._fingerprint:
+            self._fingerprint = files.fingerprint(self.files)
+        return self._fingerprint
+
+
+class QuerySet:
+    """Queries on disk (or on another machine); attributes as in `Corpus`."""
+
+    def __init__(
+        self, path: PathType, found: formats.Found, on_malformed: OnMalformed, report: MalformedReport | None
+    ):
+        self.path, self.format, self.files = os.fspath(path), found.format, list(found.files)
+        repeats = found.format in ("inpars", "flagembedding")
+        self._open = _source(found.format)
+        self._table: Table[Query] = Table(
+            self.path, self.files, self._open, _query_builder(found.format), kind="queries",
+            on_malformed=on_malformed, report=report,
+            contents=(lambda query: query.text) if repeats else None,
+        )  # fmt: skip
+        self.report = self._table.report
+        self._fingerprint = ""
+        self._positives: dict[str, list[str]] | None = None
+
+    def queries(self) -> Iterator[Query]:
+        """Yields the queries in the order of the files, texts stripped; errors as in `Corpus.documents`."""
+        return (query for _, query in self._table.items())
+
+    @property
+    def positives(self) -> dict[str, list[str]] | None:
+        """Query id -> ids of its positive documents, where the format states them (`inpars`); else None."""
+        if self.format != "inpars":
+            return None
+        if self._positives is None:
+            self._positives = {}
+            known = {query.id: query.text for query in self.queries()}
+            for path in self.files:
+                source = self._open(path)
+                for _, _, raw in source.rows():
+                    try:
+                        query = inpars.synthetic_query(source.fields(raw))
+                    except BadRow:
+                        continue  # counted by the pass over the queries
+                    documents = self._positives.setdefault(query.id, [])
+                    if known.get(query.id) == query.text and query.document_id not in documents:
+                        documents.append(query.document_id)
+        return self._positives
+
+    def fingerprint(self) -> str:
+        """As `Corpus.fingerprint`."""
+        if not self._fingerprint:
+            self._fingerprint = files.fingerprint(self.files)
+        return self._fingerprint
+
+
+def open_corpus(
+    path: PathType,
+    format: str = "auto",
+    *,
+    on_malformed: OnMalformed = "raise",
+    report: MalformedReport | None = None,
+) -> Corpus:
+    """Opens a corpus of any format; nothing but the first row is read yet.
+
+    Args:
+      path: a file, a folder, a glob, or a comma-separated list of these (one corpus in parts); local or
+        remote (`gs://`, `s3://`), plain, `.gz` or `.zst`.
+      format: one of `formats.FORMATS`; "auto" goes by the name, see `formats`.
+      on_malformed: "raise" at the first row that cannot be used, or "skip" and count it in `report`.
+      report: filled while reading; without one, rows left out are logged as a warning.
+
+    Returns:
+      The corpus.
+
+    Raises:
+      InputError: no such file, or a format that is unknown or cannot be told (the message lists them).
+    """
+    return Corpus(path, formats.find(path, format, "corpus"), on_malformed, report)
+
+
+def open_queries_any(
+    path: PathType,
+    format: str = "auto",
+    *,
+    on_malformed: OnMalformed = "raise",
+    report: MalformedReport | None = None,
+) -> QuerySet:
+    """Opens queries of any format; arguments and errors as in `open_corpus`."""
+    return QuerySet(path, formats.find(path, format, "queries"), on_malformed, report)
+
+
+def _packed(name: str) -> bool:
+    return is_remote(name) or name.endswith((".gz", ".zst"))
+
+
+def _source(format: str) -> Callable[[str], rows.RowSource]:
+    return rows.TabSeparated if format == "tsv" else rows.JsonLines
+
+
+def _document_builder(format: str) -> Callable[[rows.Fields], Sequence[Document]]:
+    if format == "inpars":
+        return lambda row: (inpars.document(row),)
+    return _document
+
+
+def _document(row: rows.Fields) -> Sequence[Document]:
+    identifier = rows.id_of(row, rows.DOCUMENT_ID)
+    text = rows.text_of(row, rows.DOCUMENT_TEXT)
+    return (Document(identifier, text, rows.text_of(row, rows.TITLE, required=False)),)
+
+
+def _query_builder(format: str) -> Callable[[rows.Fields], Sequence[Query]]:
+    if format == "inpars":
+        return _synthetic_query
+    # BEIR's queries have one text; other files may hold the query beside other texts.
+    return partial(_query, names=("text",) if format == "beir" else rows.QUERY_TEXT)
+
+
+def _query(row: rows.Fields, names: tuple[str, ...]) -> Sequence[Query]:
+    identifier = rows.id_of(row, rows.QUERY_ID)
+    text = rows.text_of(row, names).strip()
+    if not text:
+        raise BadRow("empty_text", f"query {identifier!r} is empty", "a text")
+    return (Query(identifier, text),)
+
+
+def _synthetic_query(row: rows.Fields) -> Sequence[Query]:
+    query = inpars.synthetic_query(row)
+    return (Query(query.id, query.text),)
