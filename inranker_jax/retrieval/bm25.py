@@ -2,144 +2,146 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import logging
-import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from inranker_jax.errors import InputError, did_you_mean
-from inranker_jax.records import Document, Query, Run
+from inranker_jax.errors import InputError
+from inranker_jax.records import Document, PathType, Query, Run
+from inranker_jax.retrieval import index_files
+from inranker_jax.retrieval.postings import Postings, build
+from inranker_jax.retrieval.words import LANGUAGES, check_language, words_of
 
-# Languages with a Snowball stemmer (PyStemmer) and a list of stop words (bm25s); "none" uses neither.
-LANGUAGES = (
-    "danish",
-    "dutch",
-    "english",
-    "french",
-    "german",
-    "italian",
-    "norwegian",
-    "portuguese",
-    "russian",
-    "spanish",
-    "swedish",
-    "turkish",
-    "none",
-)
-_import_lock = threading.Lock()
+__all__ = ["LANGUAGES", "BM25Index"]
 
-
-def _bm25s() -> Any:
-    """Imports bm25s without waking JAX.
-
-    Its top-k module runs a JAX kernel on import when JAX is there, which starts the backend (and takes the
-    accelerator) before `jax.distributed` can be set up. A `None` entry in `sys.modules` makes that one import
-    fail, and bm25s then selects NumPy.
-    """
-    with _import_lock:
-        if "bm25s" in sys.modules:
-            return sys.modules["bm25s"]
-        missing = object()
-        before: Any = sys.modules.get("jax.lax", missing)
-        sys.modules["jax.lax"] = None  # type: ignore[assignment]
-        try:
-            module = importlib.import_module("bm25s")
-            # Its logger is set to DEBUG, and would talk through any handler that another package installed.
-            logging.getLogger("bm25s").setLevel(logging.WARNING)
-            return module
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"BM25 needs the package {error.name!r}: run `pip install 'inranker_jax[eval]'`, or give "
-                "candidates from a TREC run."
-            ) from error
-        finally:
-            if before is missing:
-                del sys.modules["jax.lax"]
-            else:
-                sys.modules["jax.lax"] = before
-
-
-def _stemmer(language: str) -> Any:
-    if language == "none":
-        return None
-    try:
-        import Stemmer
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "BM25 stems with PyStemmer, which is not installed: run `pip install 'inranker_jax[eval]'`, or "
-            "set the language to 'none'."
-        ) from error
-    return Stemmer.Stemmer(language)
+_QUERIES = 256  # queries tokenised at once
 
 
 @dataclass(frozen=True)
 class BM25Index:
-    """An inverted index in memory. Make one with `BM25Index.build`.
+    """An inverted index, in memory or memory-mapped. Make one with `BM25Index.build` or `BM25Index.load`.
 
     Attributes:
       language: whose stemmer and stop words were used.
+      k1: term frequency saturation.
+      b: length normalisation.
       ids: document ids, descending, so that the lower position wins a tie as trec_eval decides it.
     """
 
     language: str
-    ids: tuple[str, ...]
-    _retriever: Any
+    k1: float
+    b: float
+    _postings: Postings
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._postings.ids
 
     @classmethod
     def build(
-        cls, documents: Iterable[Document], language: str = "english", k1: float = 0.9, b: float = 0.4
+        cls,
+        documents: Iterable[Document],
+        language: str = "english",
+        k1: float = 0.9,
+        b: float = 0.4,
+        *,
+        folder: PathType | None = None,
+        corpus: str = "",
+        on_progress: Callable[[int], None] | None = None,
     ) -> BM25Index:
         """Indexes the contents (title and text) of documents.
 
-        Words are runs of two or more letters or digits, lower-cased, without stop words, stemmed.
+        Words are runs of two or more letters or digits, lower-cased, without stop words, stemmed. Documents
+        are read once and not kept; see benchmarks/retrieval.py for memory and time.
 
         Args:
           documents: what to index; a document without a word is allowed and never found.
-          language: one of `LANGUAGES`.
+          language: one of `LANGUAGES`; only those in `words.STOP_WORDS` have stop words.
           k1: term frequency saturation, at least 0.
           b: length normalisation, from 0 to 1.
+          folder: build straight into this folder and open it memory-mapped, as `save` and `load` would.
+          corpus: fingerprint of the documents, kept with a saved index and checked on loading.
+          on_progress: called with the number of documents read so far; what it raises ends the build.
 
         Returns:
           The index.
 
         Raises:
-          InputError: an unknown language, parameters out of range, no documents, or an id given twice.
+          InputError: an unknown language, parameters out of range, no documents, an id given twice, or a
+            folder that holds something else.
         """
-        if language not in LANGUAGES:
-            raise InputError(
-                f"BM25 has no stemmer and stop words for language {language!r}."
-                f"{did_you_mean(language, LANGUAGES)} Choose one of {', '.join(LANGUAGES)}."
-            )
+        check_language(language)
         if not (k1 >= 0 and 0 <= b <= 1):
             raise InputError(f"BM25 needs k1 >= 0 and 0 <= b <= 1; got k1={k1}, b={b}.")
-        ordered = sorted(documents, key=lambda document: document.id, reverse=True)
-        if not ordered:
-            raise InputError("BM25 cannot index a corpus without documents.")
-        for first, second in itertools.pairwise(ordered):
-            if first.id == second.id:
-                raise InputError(f"BM25 cannot index document id {first.id!r} twice: ids must be unique.")
-        ids = tuple(document.id for document in ordered)
-        bm25s = _bm25s()
-        tokens = bm25s.tokenize(
-            [document.contents for document in ordered],
-            stopwords=None if language == "none" else language,
-            stemmer=_stemmer(language),
-            show_progress=False,
+        if folder is None:
+            return cls(language, k1, b, build(documents, language, k1, b, on_progress=on_progress))
+        with index_files.Writer(folder) as writer:
+            postings = build(documents, language, k1, b, writer.allocate, on_progress)
+            writer.finish(postings, index_files.identity_of(corpus, language, k1, b))
+        return cls.load(folder)
+
+    def save(self, folder: PathType, corpus: str = "") -> None:
+        """Writes the index into a folder, which appears whole or not at all.
+
+        `bm25s.BM25.load(folder, mmap=True)` opens it too.
+
+        Args:
+          folder: a new or empty folder, or an older index, which is replaced.
+          corpus: fingerprint of the documents, checked by `load`.
+
+        Raises:
+          InputError: the folder holds something else, or another process is writing it.
+        """
+        with index_files.Writer(folder) as writer:
+            writer.finish(self._postings, index_files.identity_of(corpus, self.language, self.k1, self.b))
+
+    @classmethod
+    def load(
+        cls,
+        folder: PathType,
+        mmap: bool = True,
+        *,
+        corpus: str | None = None,
+        language: str | None = None,
+        k1: float | None = None,
+        b: float | None = None,
+    ) -> BM25Index:
+        """Opens a saved index, and checks that it is the one that is meant.
+
+        Args:
+          folder: a folder that `save` or `build` wrote.
+          mmap: leave the index on disk, where several processes share one copy in the page cache.
+          corpus: the fingerprint that the documents must have; None takes any.
+          language: the language that it must have; None takes any.
+          k1: the parameter that it must have; None takes any.
+          b: the parameter that it must have; None takes any.
+
+        Raises:
+          index_files.TornIndexError: the folder is not whole.
+          InputError: there is no index, or it was made of other documents, or otherwise.
+        """
+        stored = index_files.read_state(folder)["identity"]
+        wanted = index_files.identity_of(
+            stored["corpus"] if corpus is None else corpus,
+            stored["language"] if language is None else language,
+            stored["k1"] if k1 is None else k1,
+            stored["b"] if b is None else b,
         )
-        if not tokens.vocab:
-            return cls(language, ids, None)
-        retriever = bm25s.BM25(method="lucene", k1=k1, b=b, backend="numpy")
-        retriever.index(tokens, show_progress=False)
-        return cls(language, ids, retriever)
+        index_files.check_identity(folder, stored, wanted)
+        postings, _ = index_files.read(folder, mmap)
+        return cls(stored["language"], stored["k1"], stored["b"], postings)
 
     def search(
-        self, queries: Iterable[Query], k: int = 1000, among: Mapping[str, Iterable[str]] | None = None
+        self,
+        queries: Iterable[Query],
+        k: int = 1000,
+        among: Mapping[str, Iterable[str]] | None = None,
+        threads: int = 1,
     ) -> Run:
         """Finds the best `k` documents of each query.
 
@@ -151,45 +153,68 @@ class BM25Index:
           k: how many documents at most per query, at least 1; more than the corpus holds is fine.
           among: query id -> the only documents to rank, for collections whose judged pool is reranked. They
             are all kept, those with score 0 too; ids that the index does not hold are passed over.
+          threads: how many queries are searched at a time. The result does not depend on it.
 
         Returns:
           query id -> document id -> BM25 score (float32 values), best first. A query without a known word has
           an empty entry (without `among`).
         """
+        return dict(self.stream_search(queries, k, among, threads))
+
+    def stream_search(
+        self,
+        queries: Iterable[Query],
+        k: int = 1000,
+        among: Mapping[str, Iterable[str]] | None = None,
+        threads: int = 1,
+    ) -> Iterator[tuple[str, dict[str, float]]]:
+        """Yields (query id, its documents) as `search` returns them, query by query in the order given.
+
+        Needs 4 bytes a document and thread, beside the index. See `search` for the arguments.
+        """
         if k < 1:
             raise InputError(f"BM25 needs a depth k of at least 1; got {k}.")
-        queries = list(queries)
-        pools: dict[str, np.ndarray] = {}
-        if among is not None:
-            place = {document: i for i, document in enumerate(self.ids)}
-            for query in queries:
+        if threads < 1:
+            raise InputError(f"BM25 needs at least 1 thread; got {threads}.")
+        return self._stream(queries, k, among, threads)
+
+    def _stream(
+        self, queries: Iterable[Query], k: int, among: Mapping[str, Iterable[str]] | None, threads: int
+    ) -> Iterator[tuple[str, dict[str, float]]]:
+        place = {document: i for i, document in enumerate(self.ids)} if among is not None else {}
+        local = threading.local()
+
+        def one(query: Query, words: list[str]) -> tuple[str, dict[str, float]]:
+            if not hasattr(local, "scores"):
+                local.scores = np.zeros(len(self.ids), np.float32)
+            self._score(words, local.scores, threads > 1)
+            if among is None:
+                found = np.flatnonzero(local.scores > 0)
+            else:
                 known = {place[document] for document in among.get(query.id, ()) if document in place}
-                pools[query.id] = np.array(sorted(known), np.int64)
-        run: Run = {}
-        for query, terms in zip(queries, self._words(queries), strict=True):
-            scores = self._scores(terms)
-            found = np.flatnonzero(scores > 0) if among is None else pools[query.id]
-            run[query.id] = self._best(scores, found, k)
-        return run
+                found = np.array(sorted(known), np.int64)
+            return query.id, self._best(local.scores, found, k)
 
-    def _words(self, queries: list[Query]) -> list[list[str]]:
-        if not queries:
-            return []
-        words: list[list[str]] = _bm25s().tokenize(
-            [query.text for query in queries],
-            stopwords=None if self.language == "none" else self.language,
-            stemmer=_stemmer(self.language),
-            return_ids=False,
-            show_progress=False,
-        )
-        return words
+        stream = iter(queries)
+        with ThreadPoolExecutor(threads) if threads > 1 else _NoPool() as pool:
+            while batch := list(itertools.islice(stream, _QUERIES)):
+                words = words_of([query.text for query in batch], self.language)
+                yield from pool.map(one, batch, words)
 
-    def _scores(self, terms: list[str]) -> np.ndarray:
-        term_ids = self._retriever.get_tokens_ids(terms) if self._retriever is not None else []
-        if not term_ids:
-            return np.zeros(len(self.ids), np.float32)
-        scores: np.ndarray = self._retriever.get_scores_from_ids(term_ids)
-        return scores
+    def _score(self, words: list[str], scores: np.ndarray, shared: bool) -> None:
+        """Sums the words' postings in the query's order, repeated words repeatedly, as bm25s does.
+
+        A document occurs once in a word's postings, so both ways below round alike. The first is faster, the
+        second lets go of the interpreter's lock, so that threads run side by side.
+        """
+        scores.fill(0)
+        postings = self._postings
+        for number in (postings.vocabulary[word] for word in words if word in postings.vocabulary):
+            part = slice(postings.indptr[number], postings.indptr[number + 1])
+            if shared:
+                scores[postings.indices[part]] += postings.data[part]
+            else:
+                np.add.at(scores, postings.indices[part], postings.data[part])
 
     def _best(self, scores: np.ndarray, found: np.ndarray, k: int) -> dict[str, float]:
         """The best `k` of the positions `found` (ascending); a lower position wins a tie."""
@@ -200,4 +225,18 @@ class BM25Index:
             found = np.sort(np.concatenate([above, level[: k - len(above)]]))
             values = scores[found]
         order = np.argsort(-values, kind="stable")
-        return {self.ids[found[i]]: float(values[i]) for i in order}
+        return {
+            self.ids[i]: value for i, value in zip(found[order].tolist(), values[order].tolist(), strict=True)
+        }
+
+
+class _NoPool:
+    """Stands in for a pool of one thread: `map` runs here, lazily."""
+
+    map: Any = staticmethod(map)
+
+    def __enter__(self) -> _NoPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None

@@ -1,0 +1,301 @@
+"""A BM25 index as a folder that bm25s itself can open, with what it was made of, and whether it is whole.
+
+The folder grows beside its place under another name and is renamed when everything is on disk, `index.json` last;
+`index.json` holds the size of every file. So a killed build leaves either no folder or a whole one, and a folder
+whose copy broke off is noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from inranker_jax.errors import InputError
+from inranker_jax.records import PathType
+from inranker_jax.retrieval.postings import Postings
+
+FORMAT = 1
+_STATE = "index.json"
+# The first five names are bm25s's.
+_DATA, _INDICES, _INDPTR = "data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy"
+_VOCABULARY, _PARAMETERS = "vocab.index.json", "params.index.json"
+_IDS, _OFFSETS = "document_ids.utf8", "document_ids.offsets.npy"
+_FILES = (_DATA, _INDICES, _INDPTR, _VOCABULARY, _PARAMETERS, _IDS, _OFFSETS)
+_ARRAYS = {"data": _DATA, "indices": _INDICES}
+
+
+class TornIndexError(InputError):
+    """An index folder that is not whole: something ended while it was written or copied. Build it again."""
+
+
+class DocumentIds(Sequence[str]):
+    """Document ids in memory-mapped files: about 16 bytes an id on disk, none in memory until it is asked for.
+
+    Args:
+      text: uint8 [bytes], all ids after one another in UTF-8.
+      offsets: int64 [ids + 1], where each id begins.
+    """
+
+    def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
+        self._text = text
+        self._offsets = offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        place %= len(self)
+        begin, end = self._offsets[place : place + 2].tolist()
+        return self._text[begin:end].tobytes().decode("utf-8", "surrogatepass")
+
+
+def identity_of(corpus: str, language: str, k1: float, b: float) -> dict[str, Any]:
+    """What an index was made of: all that may change a score or a rank.
+
+    Args:
+      corpus: fingerprint of the documents (empty when nobody vouches for them).
+      language: of stems and stop words.
+      k1: term frequency saturation.
+      b: length normalisation.
+    """
+    # A patch release does not change words; a minor one may, and then queries would miss the index's stems.
+    libraries = {
+        name: ".".join(importlib.metadata.version(name).split(".")[:2])
+        for name in ("bm25s", *(("PyStemmer",) if language != "none" else ()))
+    }
+    return {
+        "corpus": corpus,
+        "language": language,
+        "k1": float(k1),
+        "b": float(b),
+        "method": "lucene",
+        **libraries,
+    }
+
+
+def exists(folder: PathType) -> bool:
+    """Whether there is anything at `folder`: an empty folder counts as nothing."""
+    path = Path(folder)
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def read_state(folder: PathType) -> dict[str, Any]:
+    """Reads and checks `index.json` of an index folder.
+
+    Raises:
+      TornIndexError: the folder holds an index that is not whole.
+      InputError: there is no such folder, or it holds something else.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError.at(path, None, "no such index folder", remedy="Build the index, or check the path")
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (*_FILES, _STATE))
+    if strangers:
+        raise InputError.at(
+            path, None, f"not an index folder: it holds {strangers[0]!r}", "an empty folder or a BM25 index",
+            "Choose another folder for the index",
+        )  # fmt: skip
+    try:
+        state: dict[str, Any] = json.loads((path / _STATE).read_text("utf-8"))
+        version, sizes = state["format"], {name: int(size) for name, size in state["files"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TornIndexError.at(
+            path / _STATE, None, f"the index is not whole ({type(error).__name__})", remedy="Build it again"
+        ) from error
+    if version != FORMAT:
+        raise InputError.at(
+            path / _STATE, None, f"index format {version!r}", f"format {FORMAT}",
+            "Delete the folder and build the index again",
+        )  # fmt: skip
+    for name in _FILES:
+        size = (path / name).stat().st_size if (path / name).exists() else -1
+        if size != sizes.get(name):
+            found = "is missing" if size < 0 else f"has {size} bytes"
+            raise TornIndexError.at(
+                path / name, None, f"the index is not whole: the file {found}",
+                f"{sizes.get(name)} bytes", "Build it again",
+            )  # fmt: skip
+    return state
+
+
+def check_identity(folder: PathType, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises InputError, showing what differs, when a saved index is not the one that is wanted."""
+    lines = [
+        f"- {key}: {stored.get(key)}\n+ {key}: {value}"
+        for key, value in wanted.items()
+        if stored.get(key) != value
+    ]
+    if lines:
+        raise InputError(
+            f"{os.fspath(folder)} holds a BM25 index that was made otherwise (- that index, + wanted now):\n"
+            + "\n".join(lines)
+            + "\nChoose another index folder, or delete this one to build it again."
+        )
+
+
+class Writer:
+    """Fills an index folder that appears whole or not at all. Use it as a context manager.
+
+    Args:
+      folder: where the index will be; replaced if it holds a torn or older index.
+
+    Raises:
+      InputError: another process is building this index, or the folder holds something else.
+    """
+
+    def __init__(self, folder: PathType) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        self._part = self.folder.with_name(f".{self.folder.name}.part")
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Writer:
+        if exists(self.folder):
+            with contextlib.suppress(TornIndexError):
+                read_state(self.folder)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._open.enter_context(_lock(self.folder))
+        shutil.rmtree(self._part, ignore_errors=True)  # what a killed build left
+        self._part.mkdir()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        shutil.rmtree(self._part, ignore_errors=True)
+        self._open.close()
+
+    def allocate(self, name: str, length: int, dtype: type) -> np.ndarray:
+        """Makes the array "data" or "indices" in its file; see `postings.build`."""
+        array: np.ndarray = np.lib.format.open_memmap(
+            self._part / _ARRAYS[name], mode="w+", dtype=np.dtype(dtype), shape=(length,)
+        )
+        return array
+
+    def finish(self, postings: Postings, identity: Mapping[str, Any]) -> None:
+        """Writes everything else, puts it on disk, and gives the folder its name."""
+        for name, array in (("data", postings.data), ("indices", postings.indices)):
+            if isinstance(array, np.memmap):
+                array.flush()
+            else:
+                np.save(self._part / _ARRAYS[name], array)
+        np.save(self._part / _INDPTR, postings.indptr)
+        self._write(_VOCABULARY, json.dumps(postings.vocabulary, ensure_ascii=False).encode("utf-8"))
+        self._write(_PARAMETERS, json.dumps(_parameters(postings, identity), indent=1).encode("utf-8"))
+        lengths = np.zeros(len(postings.ids) + 1, np.int64)
+        with open(self._part / _IDS, "wb") as out:
+            for place, document in enumerate(postings.ids, start=1):
+                lengths[place] = out.write(document.encode("utf-8", "surrogatepass"))
+        np.save(self._part / _OFFSETS, np.cumsum(lengths))
+        for name in _FILES:
+            _to_disk(self._part / name)
+        state = {
+            "format": FORMAT,
+            "identity": dict(identity),
+            "documents": len(postings.ids),
+            "words": len(postings.vocabulary),
+            "pairs": len(postings.data),
+            "files": {name: (self._part / name).stat().st_size for name in _FILES},
+        }
+        self._write(_STATE, json.dumps(state, indent=1).encode("utf-8"))
+        _to_disk(self._part / _STATE)
+        _to_disk(self._part)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        os.rename(self._part, self.folder)
+        _to_disk(self.folder.parent)
+
+    def _write(self, name: str, content: bytes) -> None:
+        (self._part / name).write_bytes(content)
+
+
+def read(folder: PathType, mmap: bool = True) -> tuple[Postings, dict[str, Any]]:
+    """Reads an index folder.
+
+    Args:
+      folder: an index folder.
+      mmap: leave arrays and ids on disk, read as they are needed; otherwise all is read now.
+
+    Returns:
+      The postings, and `index.json`.
+
+    Raises:
+      TornIndexError: see `read_state`.
+      InputError: see `read_state`.
+    """
+    path = Path(folder)
+    state = read_state(path)
+    mode: Any = "r" if mmap else None
+    try:
+        data, indices, indptr, offsets = (
+            np.load(path / name, mmap_mode=mode) for name in (_DATA, _INDICES, _INDPTR, _OFFSETS)
+        )
+        size = state["files"][_IDS]
+        text = np.memmap(path / _IDS, np.uint8, "r") if mmap and size else np.fromfile(path / _IDS, np.uint8)
+        vocabulary = json.loads((path / _VOCABULARY).read_text("utf-8"))
+    except ValueError as error:
+        raise TornIndexError.at(
+            path, None, f"the index is not whole ({error})", remedy="Build it again"
+        ) from error
+    ids = DocumentIds(text, offsets)
+    # The offsets of the words are looked up for every query: keep those in memory.
+    postings = Postings(ids if mmap else ids[:], vocabulary, data, indices, np.array(indptr))
+    return postings, state
+
+
+def _parameters(postings: Postings, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """`params.index.json` as bm25s writes it, so that `bm25s.BM25.load` opens the folder."""
+    return {
+        "k1": identity["k1"],
+        "b": identity["b"],
+        "delta": 0.5,
+        "method": "lucene",
+        "idf_method": "lucene",
+        "dtype": "float32",
+        "int_dtype": "int32",
+        "num_docs": len(postings.ids),
+        "version": importlib.metadata.version("bm25s"),
+        "backend": "numpy",
+    }
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keeps a second builder out; the system drops the lock when this process ends, however it ends."""
+    with open(folder.with_name(f".{folder.name}.lock"), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The winner of a race may have removed the file that was opened here: that lock keeps nobody out.
+            held = os.path.exists(file.name) and os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
+        except BlockingIOError:
+            held = False
+        if not held:
+            raise InputError.at(
+                folder, None, "another process is building this index", remedy="Wait for it to finish"
+            )
+        try:
+            yield
+        finally:
+            os.unlink(file.name)
