@@ -65,7 +65,10 @@ class ListsWriter:
         Args:
           folder: the label folder, made if missing.
           settings: what decides the lists (JSON); kept in the file, so that it says whose lists they are.
+
+        Set `counts` before the end to keep more counts with the file.
         """
+        self.counts: dict[str, Any] = {}
         self.queries = self.pairs = 0
         self._path = Path(folder) / LISTS
         self._settings = label_store.canonical_json(settings)
@@ -139,6 +142,7 @@ class Lists:
       settings: what decided the lists.
       num_queries: number of lists.
       num_pairs: number of rows.
+      counts: what was counted when they were made.
       fingerprint: SHA-256 of the keys in order: the same for lists with the same pairs of texts.
     """
 
@@ -153,8 +157,11 @@ class Lists:
         try:
             self._metadata = parquet.read_metadata(self.path)
             extra = {key.decode(): value.decode() for key, value in (self._metadata.metadata or {}).items()}
-            counts = json.loads(extra["counts"])
+            self.counts: dict[str, Any] = json.loads(extra["counts"])
             self.settings: dict[str, Any] = json.loads(extra["settings"])
+            self.num_queries = int(self.counts["queries"])
+            self.num_pairs = int(self.counts["pairs"])
+            self.fingerprint = str(self.counts.pop("fingerprint"))
         except FileNotFoundError:
             raise InputError.at(
                 folder, None, f"it has no {LISTS}", "a label folder",
@@ -165,9 +172,6 @@ class Lists:
                 self.path, None, f"not the lists of a label folder ({error})".replace("\n", " "),
                 "a file written by `python -m inranker_jax.label`", "Delete it and run that again",
             ) from error  # fmt: skip
-        self.num_queries = int(counts["queries"])
-        self.num_pairs = int(counts["pairs"])
-        self.fingerprint = str(counts["fingerprint"])
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Rows]:
         """Yields rows `start` to `stop` (exclusive; the end by default), a row group at a time.
@@ -302,11 +306,21 @@ class LabelFolder:
 
     def query_texts(self, queries: PathType | Mapping[str, str] | None = None) -> Mapping[str, str]:
         """Query id -> text: of the labelled queries, or of others with the same ids (path or mapping)."""
-        return _query_texts(*self._source("queries", queries))
+        if isinstance(queries, Mapping):
+            return queries
+        from inranker_jax import corpora
+
+        path, options = self._source("queries", queries)
+        return {query.id: query.text for query in corpora.open_queries_any(path, **options).queries()}
 
     def document_texts(self, documents: PathType | Mapping[str, str] | None = None) -> Mapping[str, str]:
         """Document id -> contents: of the labelled corpus, or of another with the same ids."""
-        return _document_texts(*self._source("corpus", documents))
+        if isinstance(documents, Mapping):
+            return documents
+        from inranker_jax import corpora
+
+        path, options = self._source("corpus", documents)
+        return corpora.open_corpus(path, **options).texts()
 
     def read(
         self,
@@ -354,11 +368,12 @@ class LabelFolder:
             "Run the same `python -m inranker_jax.label` again: it scores what is missing",
         )  # fmt: skip
 
-    def _source(self, kind: str, override: Any) -> tuple[Any, str]:
+    def _source(self, kind: str, override: PathType | None) -> tuple[PathType, dict[str, Any]]:
         if override is not None:
-            return override, "auto"
+            return override, {}
         source = self.info[kind]
-        return self._resolve(source["path"]), source["format"]
+        options = {"format": source["format"], "on_malformed": source.get("on_malformed", "raise")}
+        return self._resolve(source["path"]), options
 
     def _text(self, texts: Mapping[str, str], identifier: str, kind: str, override: Any) -> str:
         try:
@@ -382,22 +397,6 @@ class LabelFolder:
 def _load(store: str, key: str, parts: tuple[str, ...], lists: str, fingerprint: str) -> LabelTable:
     wanted = np.unique(label_store.as_strings(Lists(Path(lists).parent).keys()))
     return LabelStore(store).load(key, only=wanted, parts=parts)
-
-
-def _query_texts(source: PathType | Mapping[str, str], kind: str) -> Mapping[str, str]:
-    if isinstance(source, Mapping):
-        return source
-    from inranker_jax import corpora
-
-    return {query.id: query.text for query in corpora.open_queries_any(source, kind).queries()}
-
-
-def _document_texts(source: PathType | Mapping[str, str], kind: str) -> Mapping[str, str]:
-    if isinstance(source, Mapping):
-        return source
-    from inranker_jax import corpora
-
-    return corpora.open_corpus(source, kind).texts()
 
 
 def read_labels(

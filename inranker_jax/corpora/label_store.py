@@ -412,25 +412,3 @@ def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON that appears whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def file_sha256(path: PathType) -> str:
-    """SHA-256 of a file's bytes as stored, local or remote.
-
-    Raises:
-      InputError: there is no such file.
-    """
-    digest = hashlib.sha256()
-    if "://" in os.fspath(path):
-        from etils import epath
-
-        source: Any = epath.Path(os.fspath(path))
-    else:
-        source = Path(path)
-    try:
-        with source.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError.at(path, None, "no such file", remedy="Check the path") from error
-    return digest.hexdigest()
