@@ -12,6 +12,7 @@ import io
 import math
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -186,31 +187,26 @@ def numbered_lines(path: PathType) -> Iterator[tuple[int, str]]:
 def atomic_text(path: PathType) -> Iterator[TextIO]:
     """Opens a UTF-8 file for writing that appears whole or not at all: a temporary file, then a rename.
 
-    Missing folders are made. A name that ends with `.gz` is compressed. When the body raises, an older file
-    of that name stays as it was.
+    Missing folders are made. A name that ends with `.gz` or `.zst` is compressed. When the body raises, an
+    older file of that name stays as it was.
     """
     name = os.fspath(path)
     if is_remote(path):
-        buffer = io.StringIO()
-        yield buffer
-        data = buffer.getvalue().encode("utf-8")
         # Object stores publish an object when it is closed, whole: no rename is needed (or exists) there.
-        with _open_raw(path, "wb") as remote:
-            remote.write(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
+        with tempfile.TemporaryFile(prefix="inranker_jax.") as local:
+            with _text_over(cast("IO[bytes]", local), path) as text:
+                yield text
+            local.seek(0)
+            with _open_raw(path, "wb") as remote:
+                shutil.copyfileobj(local, remote, 1 << 20)
         return
     folder = os.path.dirname(os.path.abspath(name))
     os.makedirs(folder, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(name)}.", suffix=".part", dir=folder)
     try:
         with os.fdopen(descriptor, "wb") as raw:
-            compressed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if name.endswith(".gz") else None
-            text = io.TextIOWrapper(cast("IO[bytes]", compressed or raw), encoding="utf-8", newline="\n")
-            try:
+            with _text_over(raw, path) as text:
                 yield text
-            finally:
-                text.detach()  # flushes, and leaves closing to the owners of the layers below
-                if compressed is not None:
-                    compressed.close()
             raw.flush()
             os.fsync(raw.fileno())
         # mkstemp makes files private to the user; give the file the permissions any new file would have.
@@ -222,6 +218,24 @@ def atomic_text(path: PathType) -> Iterator[TextIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def _text_over(raw: IO[bytes], path: PathType) -> Iterator[TextIO]:
+    """UTF-8 text written into `raw`, compressed as the name of `path` says; `raw` stays open."""
+    name = os.fspath(path)
+    compressed: Any = None
+    if name.endswith(".gz"):
+        compressed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0)
+    elif name.endswith(".zst"):
+        compressed = _zstandard(path).ZstdCompressor().stream_writer(raw, closefd=False)
+    text = io.TextIOWrapper(compressed or raw, encoding="utf-8", newline="\n")
+    try:
+        yield text
+    finally:
+        text.detach()  # flushes, and leaves closing to the owners of the layers below
+        if compressed is not None:
+            compressed.close()
 
 
 # ---------------------------------------------------------------------------------------------- runs

@@ -11,14 +11,12 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from inranker_jax import records
+from inranker_jax.corpora import files
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.records import Document, PathType, Qrels, Query
-
-_COMPRESSIONS = ("", ".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class BeirCollection:
         qrels = read_qrels(folder, split) if qrels_file is None else records.read_qrels(qrels_file)
         queries = {query.id: query for query in read_queries(folder)}
         if not any(key in queries for key in qrels):
-            place = qrels_file if qrels_file is not None else Path(folder, "qrels", f"{split}.tsv")
+            place = qrels_file if qrels_file is not None else files.as_path(folder) / "qrels" / f"{split}.tsv"
             raise InputError.at(
                 place,
                 None,
@@ -87,9 +85,9 @@ class BeirCollection:
             )
         documents = {document.id: document for document in read_corpus(folder)}
         if not documents:
-            raise InputError.at(Path(folder, "corpus.jsonl"), None, "the corpus is empty")
+            raise InputError.at(files.as_path(folder) / "corpus.jsonl", None, "the corpus is empty")
         return cls(
-            name=name or Path(folder).name,
+            name=name or files.as_path(folder).name,
             documents=documents,
             queries=queries,
             qrels=qrels,
@@ -126,9 +124,12 @@ def read_qrels(folder: PathType, split: str = "test") -> Qrels:
         malformed.
     """
     _check_folder(folder)
-    path = Path(folder, "qrels", f"{split}.tsv")
-    if not path.is_file():
-        splits = sorted(other.stem for other in path.parent.glob("*.tsv"))
+    path = files.as_path(folder) / "qrels" / f"{split}.tsv"
+    compressed = files.in_folder(folder, f"qrels/{split}.tsv")
+    if compressed is not None:
+        path = files.as_path(compressed)
+    else:
+        splits = sorted(other.stem for other in path.parent.glob("*.tsv")) if path.parent.is_dir() else []
         have = f"this dataset has {', '.join(splits)}" if splits else "there are no qrels/*.tsv at all"
         raise InputError.at(
             path,
@@ -141,10 +142,11 @@ def read_qrels(folder: PathType, split: str = "test") -> Qrels:
 
 
 def _check_folder(folder: PathType) -> None:
-    path = Path(folder)
+    path = files.as_path(folder)
     if path.is_dir():
         return
-    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    local = not records.is_remote(folder) and path.parent.is_dir()  # a remote parent may hold millions
+    siblings = [other.name for other in path.parent.iterdir()] if local else []
     raise InputError.at(
         path,
         None,
@@ -153,10 +155,9 @@ def _check_folder(folder: PathType) -> None:
     )
 
 
-def _rows(folder: PathType, name: str) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+def _rows(folder: PathType, name: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
     _check_folder(folder)
-    candidates = [Path(folder, name + suffix) for suffix in _COMPRESSIONS]
-    path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+    path = files.in_folder(folder, name) or os.fspath(files.as_path(folder) / name)
     seen: dict[str, int] = {}
     for number, line in records.numbered_lines(path):
         if not line.strip():
@@ -189,7 +190,7 @@ def _rows(folder: PathType, name: str) -> Iterator[tuple[Path, int, dict[str, An
         yield path, number, row
 
 
-def _text(row: dict[str, Any], key: str, path: Path, number: int, *, required: bool) -> str:
+def _text(row: dict[str, Any], key: str, path: str, number: int, *, required: bool) -> str:
     value = row.get(key)
     if value is None and not required:
         return ""

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from inranker_jax.corpora import files, formats, inpars, rows
+from inranker_jax.corpora import files, flag_embedding, formats, inpars, rows, text_files
 from inranker_jax.corpora.malformed import BadRow, MalformedReport, OnMalformed
+from inranker_jax.corpora.parquet import ParquetRows
 from inranker_jax.corpora.table import Table
-from inranker_jax.corpora.texts import OffsetTexts
+from inranker_jax.corpora.texts import OffsetTexts, contents_of
 from inranker_jax.records import Document, PathType, Query, is_remote
 
 
@@ -27,7 +28,7 @@ class Corpus:
         self, path: PathType, found: formats.Found, on_malformed: OnMalformed, report: MalformedReport | None
     ):
         self.path, self.format, self.files = os.fspath(path), found.format, list(found.files)
-        self._open = _source(found.format)
+        self._open = _source(found)
         self._build = _document_builder(found.format)
         repeats = found.format in ("inpars", "flagembedding")
         self._table: Table[Document] = Table(
@@ -46,18 +47,21 @@ class Corpus:
         """
         return (document for _, document in self._table.items())
 
-    def texts(self) -> Mapping[str, str]:
-        """Document id -> contents (title and text joined).
+    def texts(self, *, titles: bool = True) -> Mapping[str, str]:
+        """Document id -> contents.
+
+        Args:
+          titles: whether a document is its title and text joined, or its text only (stripped).
 
         Over uncompressed local files with a document a line the texts stay on disk (8 to 24 bytes of memory
-        a document); compressed, remote, Parquet and FlagEmbedding sources are held in memory.
+        a document); compressed, remote, Parquet, FlagEmbedding and `text` sources are held in memory.
 
         Raises:
           InputError: as in `documents`.
         """
         if self.format in ("beir", "tsv", "jsonl", "inpars") and not any(map(_packed, self.files)):
-            return OffsetTexts(self.files, self._open, self._build, self._table.items())
-        return {document.id: document.contents for document in self.documents()}
+            return OffsetTexts(self.files, self._open, self._build, self._table.items(), titles=titles)
+        return {document.id: contents_of(document, titles) for document in self.documents()}
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the files as stored; of one file, what `sha256sum` prints. Kept in memory."""
@@ -74,7 +78,7 @@ class QuerySet:
     ):
         self.path, self.format, self.files = os.fspath(path), found.format, list(found.files)
         repeats = found.format in ("inpars", "flagembedding")
-        self._open = _source(found.format)
+        self._open = _source(found)
         self._table: Table[Query] = Table(
             self.path, self.files, self._open, _query_builder(found.format), kind="queries",
             on_malformed=on_malformed, report=report,
@@ -90,22 +94,31 @@ class QuerySet:
 
     @property
     def positives(self) -> dict[str, list[str]] | None:
-        """Query id -> ids of its positive documents, where the format states them (`inpars`); else None."""
-        if self.format != "inpars":
+        """Query id -> ids of its positives, where the format states them (`inpars`, `flagembedding`); else None.
+
+        Read from the files once, at the first access.
+
+        Raises:
+          InputError: as in `queries`.
+        """
+        positives_of = {"inpars": _inpars_positives, "flagembedding": _flag_embedding_positives}.get(
+            self.format
+        )
+        if positives_of is None:
             return None
         if self._positives is None:
-            self._positives = {}
-            known = {query.id: query.text for query in self.queries()}
+            texts = {query.id: query.text for query in self.queries()}
+            found: dict[str, dict[str, None]] = {identifier: {} for identifier in texts}
             for path in self.files:
                 source = self._open(path)
                 for _, _, raw in source.rows():
                     try:
-                        query = inpars.synthetic_query(source.fields(raw))
+                        query, documents = positives_of(source.fields(raw))
                     except BadRow:
-                        continue  # counted by the pass over the queries
-                    documents = self._positives.setdefault(query.id, [])
-                    if known.get(query.id) == query.text and query.document_id not in documents:
-                        documents.append(query.document_id)
+                        continue  # `queries` has counted the row
+                    if texts.get(query.id) == query.text:
+                        found[query.id].update(dict.fromkeys(documents))
+            self._positives = {identifier: list(documents) for identifier, documents in found.items()}
         return self._positives
 
     def fingerprint(self) -> str:
@@ -155,13 +168,20 @@ def _packed(name: str) -> bool:
     return is_remote(name) or name.endswith((".gz", ".zst"))
 
 
-def _source(format: str) -> Callable[[str], rows.RowSource]:
-    return rows.TabSeparated if format == "tsv" else rows.JsonLines
+def _source(found: formats.Found) -> Callable[[str], rows.RowSource]:
+    if found.format == "text":
+        roots = dict(zip(found.files, found.roots, strict=True))
+        return lambda name: text_files.TextFile(name, roots[name])
+    if found.format == "tsv":
+        return rows.TabSeparated
+    return ParquetRows if found.format == "parquet" else rows.JsonLines
 
 
 def _document_builder(format: str) -> Callable[[rows.Fields], Sequence[Document]]:
     if format == "inpars":
         return lambda row: (inpars.document(row),)
+    if format == "flagembedding":
+        return lambda row: [document for found in flag_embedding.documents(row) for document in found]
     return _document
 
 
@@ -174,6 +194,8 @@ def _document(row: rows.Fields) -> Sequence[Document]:
 def _query_builder(format: str) -> Callable[[rows.Fields], Sequence[Query]]:
     if format == "inpars":
         return _synthetic_query
+    if format == "flagembedding":
+        return lambda row: (flag_embedding.query(row),)
     # BEIR's queries have one text; other files may hold the query beside other texts.
     return partial(_query, names=("text",) if format == "beir" else rows.QUERY_TEXT)
 
@@ -187,5 +209,14 @@ def _query(row: rows.Fields, names: tuple[str, ...]) -> Sequence[Query]:
 
 
 def _synthetic_query(row: rows.Fields) -> Sequence[Query]:
+    return (_inpars_positives(row)[0],)
+
+
+def _inpars_positives(row: rows.Fields) -> tuple[Query, list[str]]:
     query = inpars.synthetic_query(row)
-    return (Query(query.id, query.text),)
+    return Query(query.id, query.text), [query.document_id]
+
+
+def _flag_embedding_positives(row: rows.Fields) -> tuple[Query, list[str]]:
+    positives, _ = flag_embedding.documents(row)
+    return flag_embedding.query(row), [document.id for document in positives]

@@ -2,7 +2,8 @@
 
 "auto" decides by the name (compression endings left out), and for `.jsonl` by the keys of the first row:
 
-1. a folder with `corpus.jsonl` or `queries.jsonl` is `beir`; a folder of `.parquet` files is `parquet`;
+1. a folder with `corpus.jsonl` or `queries.jsonl` is `beir`; else one with `.parquet` files is `parquet`;
+   else one with `.txt` or `.md` files, in whatever folder below, is `text`;
 2. `.tsv` is `tsv`, `.parquet` is `parquet`;
 3. `.jsonl`, `.ndjson` and `.json` are `inpars` when the first row has `doc_id` and `query` (or `question`),
    `flagembedding` when it has `query` and `pos`, else `jsonl`;
@@ -11,14 +12,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-from inranker_jax.corpora import files, inpars, rows
+from inranker_jax.corpora import files, inpars, rows, text_files
 from inranker_jax.corpora.malformed import BadRow
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.records import PathType
 
-FORMATS = ("beir", "tsv", "jsonl", "parquet", "inpars", "flagembedding")
+FORMATS = ("beir", "tsv", "jsonl", "parquet", "inpars", "flagembedding", "text")
 _ENDINGS = {
     "tsv": (".tsv", ".txt"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
@@ -31,10 +33,11 @@ _EXPECTED = f"one of {', '.join(FORMATS)}, or auto"
 
 @dataclass(frozen=True)
 class Found:
-    """A format and the files that hold the rows, in order."""
+    """A format and the files that hold the rows, in order; for `text` also the folder of each file."""
 
     format: str
     files: tuple[str, ...]
+    roots: tuple[str, ...] = ()
 
 
 def find(path: PathType, format: str, role: str) -> Found:
@@ -50,6 +53,8 @@ def find(path: PathType, format: str, role: str) -> Found:
     """
     if format != "auto" and format not in FORMATS:
         raise InputError(f"format {format!r}: expected {_EXPECTED}.{did_you_mean(format, FORMATS)}")
+    if format == "text" and role == "queries":
+        raise InputError(f"{path}: the format 'text' is a folder of documents, not of queries.")
     places = files.find(path)
     parts = [_find_one(place, format, role) for place in places]
     kinds = {part.format: place for place, part in zip(places, parts, strict=True)}
@@ -58,7 +63,11 @@ def find(path: PathType, format: str, role: str) -> Found:
         raise InputError(
             f"{path}: the parts of one source have one format, but {described}. Name it: {_EXPECTED}."
         )
-    return Found(parts[0].format, tuple(name for part in parts for name in part.files))
+    return Found(
+        parts[0].format,
+        tuple(name for part in parts for name in part.files),
+        tuple(root for part in parts for root in part.roots),
+    )
 
 
 def _find_one(place: str, format: str, role: str) -> Found:
@@ -69,6 +78,8 @@ def _find_one(place: str, format: str, role: str) -> Found:
             place, None, "this is a file", f"a BEIR folder with {role}.jsonl",
             "Name the folder, or another format",
         )  # fmt: skip
+    if format == "text":
+        return Found("text", (place,), (os.path.dirname(place),))
     return Found(_of_file(place) if format == "auto" else format, (place,))
 
 
@@ -85,13 +96,23 @@ def _find_in_folder(folder: str, format: str, role: str) -> Found:
                 "no such file",
                 f"a BEIR folder with {role}.jsonl",
             )
-        format = "parquet"
-        if not files.list_folder(folder, _ENDINGS["parquet"]):
+        if files.list_folder(folder, _ENDINGS["parquet"]):
+            format = "parquet"
+        elif role == "corpus" and text_files.find(folder):
+            format = "text"
+        else:
             raise InputError.at(
                 folder, None, "cannot tell the format of this folder",
-                f"{role}.jsonl (beir) or *.parquet files in it",
+                f"{role}.jsonl (beir), *.parquet files, or documents as *.txt or *.md (text) in it",
                 f"Name the format ({_EXPECTED}): all files of that kind in the folder are read",
             )  # fmt: skip
+    if format == "text":
+        texts = text_files.find(folder)
+        if not texts:
+            raise InputError.at(
+                folder, None, "no text file in this folder", "names that end with .txt or .md"
+            )
+        return Found("text", tuple(texts), (folder,) * len(texts))
     names = files.list_folder(folder, _ENDINGS[format])
     if not names:
         raise InputError.at(

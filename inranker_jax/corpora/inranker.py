@@ -1,4 +1,4 @@
-"""Readers of the two formats in which InRanker published its teacher logits.
+"""Readers and writers of the two formats in which InRanker published its teacher logits.
 
 - MS MARCO TSV, four tab-separated columns `positive_score negative_score query_id doc_id`: the teacher's
   logits of the true and the false label piece. Texts are joined from a queries file and a collection.
@@ -23,14 +23,17 @@ import hashlib
 import json
 import logging
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from inranker_jax.corpora.msmarco import open_documents, open_queries
 from inranker_jax.errors import InputError, did_you_mean
-from inranker_jax.records import LabelledPair, PathType, numbered_lines
+from inranker_jax.records import LabelledPair, PathType, atomic_text, numbered_lines
 
 OnError = Literal["raise", "skip"]
 Relevant = Mapping[str, Collection[str]]
@@ -39,6 +42,7 @@ _TSV_EXPECTED = "'positive_score<tab>negative_score<tab>query_id<tab>doc_id'"
 _JSONL_KEYS = ("query", "contents", "true_logit", "false_logit")
 _JSONL_EXPECTED = '{"query": text, "contents": text, "true_logit": number, "false_logit": number}'
 _CENTRED_TOLERANCE = 1e-3
+_LARGEST = 3e38  # logits are float32
 _LOG = logging.getLogger(__name__)
 
 
@@ -285,6 +289,70 @@ def text_id(text: str) -> str:
     return "t" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def write_msmarco_tsv(path: PathType, pairs: Iterable[LabelledPair]) -> int:
+    """Writes pairs in the form of InRanker's MS MARCO TSV, `positive_score negative_score query_id doc_id`.
+
+    Streaming; the file appears whole or not at all. Logits read back as the same numbers. The texts are not
+    in this format: keep the queries and the collection.
+
+    Args:
+      path: the file; compressed where its name ends with `.gz` or `.zst`.
+      pairs: the pairs, in the order to write.
+
+    Returns:
+      How many pairs were written.
+
+    Raises:
+      InputError: an id is empty or holds a tab or a line end, or a logit is not finite.
+    """
+
+    def line(pair: LabelledPair) -> str:
+        for kind, identifier in (("query", pair.query_id), ("document", pair.document_id)):
+            if identifier.strip() != identifier or not identifier or re.search(r"[\t\r\n]", identifier):
+                raise InputError.at(
+                    path, None, f"cannot write {kind} id {identifier!r}", "an id without tabs or line ends"
+                )
+        false_logit, true_logit = map(_shortest, pair.logits)
+        return f"{true_logit}\t{false_logit}\t{pair.query_id}\t{pair.document_id}\n"
+
+    return _write(path, pairs, line)
+
+
+def write_beir_jsonl(path: PathType, pairs: Iterable[LabelledPair]) -> int:
+    """Writes pairs in the form of InRanker's BEIR JSONL; as `write_msmarco_tsv`, with the texts and without ids."""
+
+    def line(pair: LabelledPair) -> str:
+        false_logit, true_logit = map(_shortest, pair.logits)
+        texts = f'"query": {_quoted(pair.query)}, "contents": {_quoted(pair.document)}'
+        return f'{{{texts}, "true_logit": {true_logit}, "false_logit": {false_logit}}}\n'
+
+    return _write(path, pairs, line)
+
+
+def _write(path: PathType, pairs: Iterable[LabelledPair], line: Callable[[LabelledPair], str]) -> int:
+    count = 0
+    with atomic_text(path) as out:
+        for pair in pairs:
+            if not all(abs(logit) <= _LARGEST for logit in pair.logits):  # false for a NaN too
+                raise InputError.at(
+                    path, None, f"cannot write the logits {pair.logits} of query {pair.query_id!r}, document "
+                    f"{pair.document_id!r}", "finite logits", "Label the pair again, or leave it out",
+                )  # fmt: skip
+            out.write(line(pair))
+            count += 1
+    return count
+
+
+def _shortest(logit: float) -> str:
+    """The shortest decimals that read back as the same number: those of a float32 where it is one."""
+    single = np.float32(logit)
+    return str(single) if float(single) == logit else repr(float(logit))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
 _COLUMNS = ("positive_score", "negative_score")
 
 
@@ -295,7 +363,7 @@ def _number(value: object, name: str) -> float:
         number = float(value)
     except (ValueError, OverflowError):
         raise _BadLine("number", f"{name} {value!r} is not a number", "two logits") from None
-    if not math.isfinite(number) or abs(number) > 3e38:
+    if not math.isfinite(number) or abs(number) > _LARGEST:
         raise _BadLine(
             "not_finite", f"{name} is {value!r}", "finite logits", "Label the pair again, or skip it"
         )

@@ -10,12 +10,15 @@ from __future__ import annotations
 import array
 import mmap
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
 
+from inranker_jax.corpora import rows
+from inranker_jax.corpora.files import as_path, bare_name
 from inranker_jax.errors import InputError
-from inranker_jax.records import PathType, numbered_lines
+from inranker_jax.records import PathType, is_remote, numbered_lines
 
 _EXPECTED = "'id<tab>text'"
 _PROGRESS_SECONDS = 10.0
@@ -149,7 +152,8 @@ def open_queries(queries: PathType | Mapping[str, str]) -> Mapping[str, str]:
     """Opens the texts of queries by id.
 
     Args:
-      queries: such a mapping already, a TSV of `id<tab>text`, or a BEIR folder.
+      queries: such a mapping already, a TSV of `id<tab>text` (whatever its name), a BEIR folder, or whatever
+        else `corpora.open_queries_any` opens.
 
     Returns:
       query id -> text.
@@ -159,36 +163,54 @@ def open_queries(queries: PathType | Mapping[str, str]) -> Mapping[str, str]:
     """
     if isinstance(queries, Mapping):
         return queries
-    if os.path.isdir(queries):
-        from inranker_jax.corpora import beir
+    if _is_id_text(queries):
+        return read_id_text(queries)
+    from inranker_jax.corpora.corpus import open_queries_any
 
-        return {query.id: query.text for query in beir.read_queries(queries)}
-    return read_id_text(queries)
+    return {query.id: query.text for query in open_queries_any(queries, _format(queries)).queries()}
 
 
 def open_documents(documents: PathType | Mapping[str, str], *, titles: bool = True) -> Mapping[str, str]:
     """Opens the texts of documents by id.
 
     Args:
-      documents: such a mapping already, a `collection.tsv`, or a BEIR folder.
-      titles: for a BEIR folder, whether a document is its title and text joined, or its text only.
+      documents: such a mapping already, a `collection.tsv` (whatever its name), a BEIR folder, or whatever
+        else `corpora.open_corpus` opens.
+      titles: where documents have titles, whether a document is its title and text joined, or its text only.
 
     Returns:
-      document id -> text.
+      document id -> text; see `corpora.corpus.Corpus.texts` for what stays on disk.
 
     Raises:
       InputError: there is no such file, or a line of it is malformed.
     """
     if isinstance(documents, Mapping):
         return documents
-    if os.path.isdir(documents):
-        from inranker_jax.corpora import beir
+    if _is_id_text(documents):
+        name = os.fspath(documents)
+        return (
+            read_id_text(documents) if is_remote(name) or name != bare_name(name) else Collection(documents)
+        )
+    from inranker_jax.corpora.corpus import open_corpus
 
-        return {
-            document.id: document.contents if titles else document.text.strip()
-            for document in beir.read_corpus(documents)
-        }
-    name = os.fspath(documents)
-    if "://" in name or name.endswith((".gz", ".zst")):
-        return read_id_text(documents)
-    return Collection(documents)
+    return open_corpus(documents, _format(documents)).texts(titles=titles)
+
+
+_OTHER_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
+
+
+def _is_id_text(path: PathType) -> bool:
+    """Whether a path is one file without header and without the name of another format: `id<tab>text`."""
+    if bare_name(path).endswith(_OTHER_FILES):
+        return False
+    place = as_path(path)
+    if not place.is_file():
+        # A name that is neither folder nor list nor pattern is the mistake that `no such file` is about.
+        return not place.is_dir() and not re.search(r"[,*?\[]", os.fspath(path))
+    return not any(True for _ in rows.header(path))
+
+
+def _format(path: PathType) -> str:
+    """A file that is named like no other format is a TSV here, as the callers have always taken it."""
+    single = as_path(path).is_file() and not bare_name(path).endswith(_OTHER_FILES)
+    return "tsv" if single else "auto"

@@ -6,8 +6,9 @@ The two are apart so that a bad row costs only itself, and so that a row can be 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Protocol
 
 from inranker_jax.corpora.malformed import BadRow
@@ -21,6 +22,8 @@ DOCUMENT_TEXT = ("text", "contents", "body", "passage", "document", "doc_text")
 TITLE = ("title",)
 QUERY_ID = ("_id", "id", "query_id", "qid")
 QUERY_TEXT = ("query", "question", "text", "title", "contents")
+_IDS = frozenset((*DOCUMENT_ID, *QUERY_ID))
+_TEXTS = frozenset((*DOCUMENT_TEXT, *QUERY_TEXT))
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -40,7 +43,7 @@ class RowSource(Protocol):
         ...
 
 
-def byte_lines(path: PathType) -> Iterator[tuple[int, int, bytes]]:
+def byte_lines(path: PathType) -> Generator[tuple[int, int, bytes], None, None]:
     """Yields (line number from 1, byte offset, line with its end), blank lines and a byte-order mark left out.
 
     Raises:
@@ -98,15 +101,23 @@ class JsonLines:
         return row
 
 
+def header(path: PathType) -> list[str]:
+    """The column names of a TSV whose first line is a header, in lower case; else an empty list."""
+    with contextlib.closing(byte_lines(path)) as lines:
+        return next((_header(line) for _, _, line in lines), [])
+
+
+def _header(line: bytes) -> list[str]:
+    names = [name.strip().lower() for name in line.decode("utf-8", "replace").split("\t")]
+    return names if names[0] in _IDS and _TEXTS.intersection(names[1:]) else []
+
+
 class TabSeparated:
     """`id<tab>text`, or columns named by a header.
 
     The first line is a header when its first column is one of the known names of ids and another one of the
     known names of texts (`passage_id<tab>passage`); a file without header has two columns.
     """
-
-    _IDS = frozenset((*DOCUMENT_ID, *QUERY_ID))
-    _TEXTS = frozenset((*DOCUMENT_TEXT, *QUERY_TEXT))
 
     def __init__(self, path: PathType):
         self.path = path
@@ -116,11 +127,9 @@ class TabSeparated:
         """As in `RowSource`; a header is no row."""
         for count, (number, start, line) in enumerate(byte_lines(self.path)):
             if count == 0:
-                names = [name.strip().lower() for name in line.decode("utf-8", "replace").split("\t")]
-                if names[0] in self._IDS and self._TEXTS.intersection(names[1:]):
-                    self._header = names
+                self._header = _header(line)
+                if self._header:
                     continue
-                self._header = []
             yield number, start, line
 
     def fields(self, raw: bytes) -> Fields:

@@ -18,6 +18,11 @@ _FILE_SHIFT = 48  # an offset fits 48 bits; the file's number sits above it
 _MASK = (1 << 64) - 1
 
 
+def contents_of(document: Document, titles: bool) -> str:
+    """What rankers see of a document: its title and text joined, or (`titles=False`) its text only."""
+    return document.contents if titles else document.text.strip()
+
+
 class OffsetTexts(Mapping[str, str]):
     """Read-only mapping from document id to contents over uncompressed local files with one document a row.
 
@@ -31,6 +36,8 @@ class OffsetTexts(Mapping[str, str]):
         open_source: Callable[[str], RowSource],
         build: Callable[[Fields], Sequence[Document]],
         items: Iterator[tuple[Place, Document]],
+        *,
+        titles: bool = True,
     ):
         """Notes where the documents stand, in one pass.
 
@@ -39,6 +46,7 @@ class OffsetTexts(Mapping[str, str]):
           open_source: how a row of them is read; kept, with its header.
           build: the document of a row.
           items: (place, document) in order, ids unique.
+          titles: as in `contents_of`.
         """
         starts, hashes = array.array("q"), array.array("Q")
         consecutive = True
@@ -53,7 +61,7 @@ class OffsetTexts(Mapping[str, str]):
             self._rows = np.argsort(table, kind="stable")
             self._hashes = table[self._rows]
         self.files = list(files)
-        self._build = build
+        self._build, self._titles = build, titles
         self._sources = [open_source(name) for name in self.files]
         self._bytes = []
         for name, source in zip(self.files, self._sources, strict=True):
@@ -81,14 +89,14 @@ class OffsetTexts(Mapping[str, str]):
             # "007" and "+7" are not ids of row 7: only the spelling in the file counts.
             digits = identifier.isascii() and identifier.isdigit() and len(identifier) < 19
             if digits and str(int(identifier)) == identifier and int(identifier) < len(self._starts):
-                return self._read(int(identifier)).contents
+                return contents_of(self._read(int(identifier)), self._titles)
             raise KeyError(identifier)
         value = np.uint64(hash(identifier) & _MASK)
         index = int(np.searchsorted(self._hashes, value))
         while index < len(self._hashes) and self._hashes[index] == value:
             document = self._read(int(self._rows[index]))
             if document.id == identifier:
-                return document.contents
+                return contents_of(document, self._titles)
             index += 1
         raise KeyError(identifier)
 

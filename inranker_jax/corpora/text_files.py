@@ -1,0 +1,53 @@
+"""A folder of documents, one text file each: `*.txt` and `*.md`, in whatever folder below it.
+
+A document's id is its path below the folder, blanks percent-encoded as TREC runs need it
+(`notes/my file.txt` is `notes/my%20file.txt`); its text is the file. There is no title.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import quote
+
+from inranker_jax.corpora import files
+from inranker_jax.corpora.rows import Fields, decode
+from inranker_jax.records import PathType, open_bytes
+
+ENDINGS = (".txt", ".md")
+
+
+def find(folder: PathType) -> list[str]:
+    """The text files of a folder and of those below it, hidden ones left out, in natural order."""
+    found = []
+    for path in files.as_path(folder).rglob("*"):
+        name = os.fspath(path)
+        below = name[len(os.fspath(folder)) :]
+        hidden = any(part.startswith(".") for part in re.split(r"[/\\]", below))
+        if not hidden and files.bare_name(name).endswith(ENDINGS) and path.is_file():
+            found.append(name)
+    return sorted(found, key=files.natural_key)
+
+
+class TextFile:
+    """One document as a row source."""
+
+    def __init__(self, path: str, root: str):
+        self.path = path
+        below = os.path.relpath(path, root) if root else os.path.basename(path)
+        # A name that is not UTF-8 has surrogates in Python, which no run file could hold.
+        self._id = re.sub(
+            r"[\s%\ud800-\udfff]",
+            lambda found: quote(found[0], encoding="utf-8", errors="surrogateescape"),
+            below.replace(os.sep, "/"),
+        )
+
+    def rows(self) -> Iterator[tuple[int, int, bytes]]:
+        """As in `RowSource`: the one row, the whole file."""
+        with open_bytes(self.path) as file:
+            yield 1, 0, file.read().removeprefix(b"\xef\xbb\xbf")
+
+    def fields(self, raw: bytes) -> Fields:
+        """As in `RowSource`."""
+        return {"_id": self._id, "text": decode(raw)}
