@@ -1,19 +1,22 @@
-"""InRanker's human soft labels on MS MARCO: `InRanker_msmarco.tsv` of `unicamp-dl/InRanker-msmarco`.
+"""MS MARCO with InRanker's human soft labels: `InRanker_msmarco.tsv` of `unicamp-dl/InRanker-msmarco`.
 
 Put it into one folder with MS MARCO's `queries.train.tsv` and `collection.tsv` (and `qrels.train.tsv` for
-hard labels), and name the folder in the environment variable INRANKER_DATA_DIR. Tasks: `inranker_msmarco`,
-pairs, as in the thesis's first phase; `inranker_msmarco_lists`, a query's consecutive pairs, ten together;
-`inranker_msmarco_judged`, pairs whose relevance comes from the judgments, for the hard cross-entropy (what
-is not judged counts as not relevant). One query in a thousand is in split `validation`.
+hard labels), and name the folder in the environment variable INRANKER_DATA_DIR. Tasks:
 
-For labels of your own in this format, call `register` in your task file.
+- `msmarco_human_soft`: pairs with the teacher's logits, the thesis's first phase;
+- `msmarco_human_hard`: pairs whose relevance comes from the judgments, for the hard cross-entropy (what is
+  not judged counts as not relevant);
+- both with `_lists`: a query's consecutive pairs, ten together.
+
+One query in a thousand is in split `validation`. For labels of your own in this format, call `register` in
+your task file; for label folders (`python -m inranker_jax.label`), see `tasks/label_folders.py`.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import seqio
 
@@ -27,51 +30,58 @@ LABELS, QUERIES, COLLECTION, QRELS = (
     "collection.tsv",
     "qrels.train.tsv",
 )
+SOURCES = {
+    LABELS: "Download it from the Hugging Face dataset unicamp-dl/InRanker-msmarco, or write one with "
+    "`python -m inranker_jax.label --output_dir=FOLDER --export_tsv={path}`",
+    QUERIES: "It is in MS MARCO's queries.tar.gz",
+    COLLECTION: "It is in MS MARCO's collection.tar.gz",
+    QRELS: "Download MS MARCO's qrels.train.tsv",
+}
+
+LazyPath = PathType | Callable[[], PathType]
 
 
-def find_files(
-    labels: PathType | None, queries: PathType | None, collection: PathType | None
-) -> tuple[PathType, PathType, PathType]:
-    """Labels, queries and collection: as given, or the published names below INRANKER_DATA_DIR."""
-    return (
-        labels if labels is not None else data_path(LABELS),
-        queries if queries is not None else data_path(QUERIES),
-        collection if collection is not None else data_path(COLLECTION),
-    )
+def find(path: LazyPath | None, name: str) -> PathType:
+    """The given path, or the published name below INRANKER_DATA_DIR."""
+    if path is None:
+        return data_path(name, remedy=SOURCES[name])
+    return path() if callable(path) else path
 
 
 def read_pairs(
-    labels: PathType | None,
-    queries: PathType | None,
-    collection: PathType | None,
+    labels: LazyPath | None,
+    queries: LazyPath | None,
+    collection: LazyPath | None,
     on_error: inranker.OnError,
     swapped: bool,
     titles: bool,
 ) -> Iterator[LabelledPair]:
     """Reads the labels, joined with the texts."""
-    paths = find_files(labels, queries, collection)
+    paths = find(labels, LABELS), find(queries, QUERIES), find(collection, COLLECTION)
     return inranker.read_msmarco_tsv(*paths, on_error, swapped=swapped, titles=titles)
 
 
 @functools.cache
-def _judgments(path: str) -> Qrels:
+def _judgments(path: str, time: int) -> Qrels:
+    del time  # a changed file is read again
     return read_qrels(path)
 
 
-def judged_relevance(path: PathType | None, pair: LabelledPair) -> float:
+def judged_relevance(qrels: LazyPath | None, pair: LabelledPair) -> float:
     """1 for a document that is judged relevant to the query, else 0."""
-    judgments = _judgments(os.fspath(path) if path is not None else data_path(QRELS))
+    path = os.fspath(find(qrels, QRELS))
+    judgments = _judgments(path, os.stat(path).st_mtime_ns if os.path.exists(path) else 0)
     return float(judgments.get(pair.query_id, {}).get(pair.document_id, 0) > 0)
 
 
 def register(
     name: str,
-    labels: PathType | None = None,
-    queries: PathType | None = None,
-    collection: PathType | None = None,
+    labels: LazyPath | None = None,
+    queries: LazyPath | None = None,
+    collection: LazyPath | None = None,
     *,
     judged: bool = False,
-    qrels: PathType | None = None,
+    qrels: LazyPath | None = None,
     list_size: int = 1,
     validation_fraction: float = 0.001,
     on_error: inranker.OnError = "raise",
@@ -83,7 +93,7 @@ def register(
     Args:
       name: the task's name.
       labels: the label file; default, as for the next two: the published name below INRANKER_DATA_DIR,
-        looked up when it is read.
+        looked up when it is read. A function that returns the path is called then.
       queries: TSV of `id<tab>text`, or a BEIR folder.
       collection: `collection.tsv`, or a BEIR folder.
       judged: take the relevance of documents from judgments; otherwise it is unknown.
@@ -99,8 +109,8 @@ def register(
     """
 
     def files() -> list[PathType]:
-        judgments = [qrels if qrels is not None else data_path(QRELS)] if judged else []
-        return [*find_files(labels, queries, collection), *judgments]
+        found = [find(labels, LABELS), find(queries, QUERIES), find(collection, COLLECTION)]
+        return [*found, find(qrels, QRELS)] if judged else found
 
     return add_labelled_task(
         name,
@@ -112,6 +122,6 @@ def register(
     )
 
 
-register("inranker_msmarco")
-register("inranker_msmarco_lists", list_size=10)
-register("inranker_msmarco_judged", judged=True)
+for suffix, size in (("", 1), ("_lists", 10)):
+    register(f"msmarco_human_soft{suffix}", list_size=size)
+    register(f"msmarco_human_hard{suffix}", list_size=size, judged=True)

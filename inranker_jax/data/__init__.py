@@ -17,11 +17,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if TYPE_CHECKING:
     from inranker_jax.data.batches import Batch, BatchStream
     from inranker_jax.data.features import OUTPUT_FEATURES
+    from inranker_jax.data.label_folders import LabelFolderReader, add_label_folder_task
     from inranker_jax.data.order import GlobalOrder
+    from inranker_jax.data.rates import temperature
     from inranker_jax.data.registry import import_task_modules, open_stores, open_stream
     from inranker_jax.data.sources import LabelledPairs
     from inranker_jax.data.store import Example, ExampleStore
     from inranker_jax.data.tasks import add_labelled_task, data_path
+    from inranker_jax.data.tfds_collections import add_tfds_task
 
 __all__ = [
     "OUTPUT_FEATURES",
@@ -30,12 +33,16 @@ __all__ = [
     "Example",
     "ExampleStore",
     "GlobalOrder",
+    "LabelFolderReader",
     "LabelledPairs",
+    "add_label_folder_task",
     "add_labelled_task",
+    "add_tfds_task",
     "data_path",
     "import_task_modules",
     "open_stores",
     "open_stream",
+    "temperature",
 ]
 
 _HOMES = {
@@ -43,6 +50,10 @@ _HOMES = {
     "BatchStream": "batches",
     "OUTPUT_FEATURES": "features",
     "GlobalOrder": "order",
+    "LabelFolderReader": "label_folders",
+    "add_label_folder_task": "label_folders",
+    "temperature": "rates",
+    "add_tfds_task": "tfds_collections",
     "import_task_modules": "registry",
     "open_stores": "registry",
     "open_stream": "registry",

@@ -12,6 +12,9 @@ made by `ScoringContract.encode` when a batch is made. One example, as NumPy see
 
 `teacher_logits` may be left out by a task for hard labels, `relevance` by a task that knows none. Tasks of
 one mixture must have the same features.
+
+The dataset has one feature more, `example_number` (int64), the example's place in its split, so that offline
+caching can be undone in order (see `sources.LabelledPairs`).
 """
 
 from __future__ import annotations
@@ -43,5 +46,6 @@ SIGNATURE: dict[str, tf.TensorSpec] = {
     "documents": tf.TensorSpec([None], tf.string),
     "teacher_logits": tf.TensorSpec([None, 2], tf.float32),
     "relevance": tf.TensorSpec([None], tf.float32),
+    "example_number": tf.TensorSpec([], tf.int64),
 }
 """The element signature of a `tf.data.Dataset` of such examples."""

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import pathlib
@@ -19,14 +20,22 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from inranker_jax.data import rates as mixture_rates
 from inranker_jax.data import sources
 from inranker_jax.data.batches import DEFAULT_LENGTHS, BatchStream
-from inranker_jax.data.store import Example, ExampleStore, example_from_features
+from inranker_jax.data.sorting import sort_key, sort_records
+from inranker_jax.data.store import (
+    EmptySplitError,
+    Example,
+    ExampleStore,
+    default_cache_dir,
+    example_from_features,
+)
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.prompts import ScoringContract, Tokenizer
 
 # Part of every stored split's fingerprint: raise it when the same files would give other examples.
-_READER_VERSION = 1
+_READER_VERSION = 2
 
 
 def import_task_modules(modules: Sequence[str]) -> None:
@@ -92,13 +101,25 @@ def find_provider(name: str) -> seqio.Task | seqio.Mixture:
     return seqio.get_mixture_or_task(name)
 
 
-def read_examples(task: seqio.Task, split: str, use_cached: bool = False) -> Iterator[Example]:
+def read_examples(
+    task: seqio.Task,
+    split: str,
+    use_cached: bool = False,
+    *,
+    memory_limit: int = 256 << 20,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Iterator[Example]:
     """Reads a split through SeqIO, once, in the task's own order, and checks every example.
+
+    What offline caching wrote is read in the order of the task itself, whichever workers wrote it; of a task
+    whose examples bear no number (see `features`), in an order that depends on the examples alone.
 
     Args:
       task: the task.
       split: its split.
       use_cached: read what SeqIO's offline caching wrote.
+      memory_limit: bytes of examples that are kept in memory for sorting.
+      cache_dir: where more than that is kept meanwhile; default: `default_cache_dir() / "examples"`.
 
     Yields:
       The examples.
@@ -118,6 +139,33 @@ def read_examples(task: seqio.Task, split: str, use_cached: bool = False) -> Ite
     # the program has used its devices already: then they are the program's own affair.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
+    stored = int(task.get_cached_stats(split)["examples"]) if use_cached else None
+    if stored == 0:
+        return
+    found = _through_seqio(task, split, use_cached)
+    first = next(found, None)
+    found = itertools.chain([] if first is None else [first], found)
+    if use_cached or (first is not None and first[0] is not None):
+        folder = pathlib.Path(cache_dir) if cache_dir is not None else default_cache_dir() / "examples"
+        found = _in_order(found, name, memory_limit, folder)
+    count = 0
+    for _, example in found:
+        yield example
+        count += 1
+    if stored is not None and count != stored:
+        raise InputError(
+            f"{name}: the offline cache in {task.cache_dir} holds {count} examples, and its stats file says "
+            f"{stored}. Remove that folder and cache the task again."
+        )
+
+
+Numbered = tuple[int | None, Example]
+
+
+def _through_seqio(task: seqio.Task, split: str, use_cached: bool) -> Iterator[Numbered]:
+    """(number or None, example) in the order in which SeqIO brings them."""
+    name = f"{task.name}:{split}"
+    count = 0
     try:
         dataset = task.get_dataset(
             sequence_length=None,
@@ -127,14 +175,39 @@ def read_examples(task: seqio.Task, split: str, use_cached: bool = False) -> Ite
             num_epochs=1,
             try_in_mem_cache=False,
         )
-        for number, features in enumerate(dataset.as_numpy_iterator()):
-            yield example_from_features(features, f"{name}, example {number}")
+        for count, features in enumerate(dataset.as_numpy_iterator()):
+            number = features.pop(sources.NUMBER, None)
+            example = example_from_features(features, f"{name}, example {count}")
+            yield (None if number is None else int(number)), example
     except tf.errors.OpError as error:
         original = sources.original_error(error)
         if original is not None:
             raise original from None
         message = str(error).split("\n\n")[0].strip()
-        raise InputError(f"{name}: SeqIO failed after {number} examples: {message}") from error
+        raise InputError(f"{name}: SeqIO failed after {count} examples: {message}") from error
+
+
+def _in_order(
+    found: Iterator[Numbered], name: str, memory_limit: int, folder: pathlib.Path
+) -> Iterator[Numbered]:
+    """Sorts examples by number; those without one by their content."""
+
+    def keyed() -> Iterator[tuple[bytes, bytes]]:
+        for number, example in found:
+            record = example.to_bytes()
+            yield sort_key(number, record), record
+            kinds.add(number is None)
+
+    kinds: set[bool] = set()
+    previous = None
+    for key, record in sort_records(keyed(), memory_limit, folder):
+        if kinds == {False} and key == previous:
+            raise InputError(
+                f"{name}: two examples have number {int.from_bytes(key)}. Was the offline cache written twice "
+                "into one folder? Remove it and cache the task again."
+            )
+        previous = key
+        yield None, Example.from_bytes(record)
 
 
 def source_identity(task: seqio.Task, split: str, use_cached: bool = False) -> str | None:
@@ -167,7 +240,9 @@ def _source_files(task: seqio.Task, split: str, use_cached: bool) -> list[list[A
     elif isinstance(source, seqio.FileDataSource):
         paths = list(source.list_shards(split))
     elif isinstance(source, seqio.TfdsDataSource):
-        return [[str(source.tfds_dataset.name), 0, 0]]
+        # The lazy loader's name and folder need not exist; its builder's files do.
+        info = source.tfds_dataset.info
+        paths = [str(path) for path in info.splits[source.tfds_dataset._map_split(split)].filepaths]
     else:
         return None
     described: list[list[Any]] = []
@@ -216,6 +291,7 @@ def open_stores(
     name: str,
     split: str = "train",
     *,
+    rates: mixture_rates.Rates | None = None,
     use_cached: bool = False,
     seqio_cache_dirs: Sequence[str] = (),
     cache_dir: str | os.PathLike[str] | None = None,
@@ -225,7 +301,9 @@ def open_stores(
 
     Args:
       name: the task or mixture, registered by now.
-      split: its split. Tasks of a mixture without it are left out, as in SeqIO.
+      split: its split. Tasks of a mixture without it, or without examples in it, are left out.
+      rates: rates of a mixture's tasks, in place of the mixture's own: by task name, or a function from a
+        task's number of examples to its rate, such as `rates.temperature(2.0)`.
       use_cached: read what SeqIO's offline caching wrote.
       seqio_cache_dirs: where that lies.
       cache_dir: see `ExampleStore.open`.
@@ -235,7 +313,8 @@ def open_stores(
       The stores, by task name, and their rates (None for a single task).
 
     Raises:
-      InputError: no such task, mixture or split, bad data, or a mixture's rate that cannot be computed.
+      InputError: no such task, mixture or split, bad data, a mixture whose tasks divide their queries
+        differently, or rates that do not fit or cannot be computed.
     """
     provider = find_provider(name)
     if split not in provider.splits:
@@ -247,7 +326,9 @@ def open_stores(
         missing = [folder for folder in seqio_cache_dirs if folder not in seqio.get_global_cache_dirs()]
         seqio.add_global_cache_dirs(missing)
     tasks = [task for task in seqio.get_subtasks(provider) if split in task.splits]
-    stores = []
+    _check_one_division(name, tasks)
+    opened: dict[str, ExampleStore] = {}
+    empty: EmptySplitError | None = None
     for task in tasks:
         if use_cached and not task.cache_dir:
             raise InputError(
@@ -255,25 +336,54 @@ def open_stores(
                 f"Run `python -m seqio.scripts.cache_tasks_main --tasks={task.name} --output_cache_dir=DIR "
                 "--module_import=MODULE`, and give DIR in seqio_cache_dirs."
             )
-        stores.append(
-            ExampleStore.open(
+        try:
+            opened[task.name] = ExampleStore.open(
                 f"{task.name}:{split}",
-                read_examples(task, split, use_cached),
+                read_examples(task, split, use_cached, memory_limit=memory_limit, cache_dir=cache_dir),
                 identity=source_identity(task, split, use_cached),
                 cache_dir=cache_dir,
                 memory_limit=memory_limit,
             )
-        )
+        except EmptySplitError as error:
+            empty = error
+    if empty is not None and (not opened or isinstance(provider, seqio.Task)):
+        raise empty
+    stores = list(opened.values())
     if isinstance(provider, seqio.Task):
+        if isinstance(rates, Mapping):
+            raise InputError(f"rates: {name} is a single task; rates are for the tasks of a mixture.")
         return stores, None
+    sizes = {task_name: len(store) for task_name, store in opened.items()}
+    if rates is not None:
+        return stores, mixture_rates.resolve(rates, list(sizes.items()))
     try:
-        rates = [float(provider.get_rate(task)) for task in tasks]
+        with mixture_rates.known_sizes(sizes):
+            return stores, [float(provider.get_rate(task)) for task in tasks if task.name in opened]
     except (TypeError, ValueError, AssertionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"the rates of mixture {name} cannot be computed ({error}). Rates that are functions of a task's "
             "size need sources with num_input_examples or SeqIO's offline cache; numbers always work."
         ) from error
-    return stores, rates
+
+
+def _check_one_division(name: str, tasks: Sequence[seqio.Task]) -> None:
+    """Raises InputError when a query could be in "train" of one task and in "validation" of another.
+
+    The side of a query depends on its text and the fraction, so equal fractions never disagree.
+    """
+    fractions = {
+        task.source.validation_fraction: task.name
+        for task in tasks
+        if isinstance(task.source, sources.LabelledPairs) and task.source.validation_fraction
+    }
+    if len(fractions) > 1:
+        listed = ", ".join(f"{fraction} in {task}" for fraction, task in sorted(fractions.items()))
+        raise InputError(
+            f"the tasks of mixture {name} have different validation fractions ({listed}): a query could be "
+            "trained on in one and validated on in another. Register them with the same validation_fraction."
+        )
 
 
 def open_stream(

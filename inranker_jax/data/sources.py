@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import seqio
@@ -23,6 +23,34 @@ from inranker_jax.records import LabelledPair, PathType
 ReadPairs = Callable[[], Iterable[LabelledPair]]
 Relevance = Literal["unknown", "first"] | Callable[[LabelledPair], float]
 Files = Iterable[PathType] | Callable[[], Iterable[PathType]]
+
+NUMBER = "example_number"
+# Shards of a range reader number their examples on their own; a shard has fewer examples than this.
+_SHARD_STRIDE = 1 << 40
+# Shards of any other reader take turns, this many examples at a time.
+_TURN = 64
+
+
+@runtime_checkable
+class RangeReader(Protocol):
+    """A reader that can start in the middle, so that several workers share the reading."""
+
+    def __call__(self) -> Iterable[LabelledPair]:
+        """All pairs."""
+        ...
+
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """Consecutive ranges that cover everything, one per shard; a function of the data alone."""
+        ...
+
+    def read(self, start: int, stop: int) -> Iterable[LabelledPair]:
+        """The pairs of the queries that begin in a range: the ranges' pairs, joined, are all pairs."""
+        ...
+
+    def query_sizes(self) -> Iterable[tuple[str, int]]:
+        """(query text, number of pairs) of each query, in order: what counting examples takes."""
+        ...
+
 
 # Errors raised by a Python reader inside tf.data reach the consumer as a TensorFlow error which only quotes
 # them. They are kept here so that `original_error` can give the consumer the real one.
@@ -94,8 +122,13 @@ def _example(group: list[tuple[LabelledPair, float]]) -> dict[str, Any]:
     }
 
 
-class LabelledPairs(seqio.FunctionDataSource):
-    """A SeqIO data source over readers of labelled pairs: splits by query, groups pairs into lists."""
+class LabelledPairs(seqio.DataSource):
+    """A SeqIO data source over readers of labelled pairs: splits by query, groups pairs into lists.
+
+    Every example of the dataset carries its number (`example_number`, int64), which rises in the order in
+    which the examples are read. SeqIO's offline caching stores it, and so a cached split, whose files hold
+    the examples in no order, can be read back in this one.
+    """
 
     def __init__(
         self,
@@ -105,11 +138,14 @@ class LabelledPairs(seqio.FunctionDataSource):
         list_size: int = 1,
         validation_fraction: float = 0.0,
         relevance: Relevance = "unknown",
+        num_shards: int = 8,
     ):
         """Describes the source; nothing is read.
 
         Args:
           read_pairs: a function that returns the pairs; or one such function per split, by the split's name.
+            A `RangeReader` is read in its ranges by the workers of offline caching; of any other function,
+            each worker reads everything and turns only its own part into examples.
           files: the files and folders that it reads, or a function that returns them. Their sizes and times
             tell when stored examples are out of date; without them, large splits are read again in every run.
           list_size: most documents per example; pairs of a query that follow one another are grouped.
@@ -117,12 +153,15 @@ class LabelledPairs(seqio.FunctionDataSource):
             are in "train". The side depends on the query's text only, so that every task with the same
             fraction has the same validation queries.
           relevance: see `group_pairs`.
+          num_shards: into how many parts offline caching divides the work of a plain function.
 
         Raises:
           InputError: an argument is out of range.
         """
         if list_size < 1:
             raise InputError(f"list_size={list_size}: expected at least 1.")
+        if num_shards < 1:
+            raise InputError(f"num_shards={num_shards}: expected at least 1.")
         if not 0 <= validation_fraction < 1:
             raise InputError(f"validation_fraction={validation_fraction}: expected a share in [0, 1).")
         if not callable(relevance) and relevance not in ("unknown", "first"):
@@ -136,10 +175,26 @@ class LabelledPairs(seqio.FunctionDataSource):
         self._read_pairs, self._files = read_pairs, files
         self._list_size, self._validation_fraction = list_size, validation_fraction
         self._relevance = relevance
-        super().__init__(self._dataset, splits=splits)
+        self._num_shards = num_shards
+        self._sizes: dict[tuple[Any, ...], int] = {}
+        super().__init__(splits=splits)
+
+    @property
+    def validation_fraction(self) -> float:
+        """Share of the queries, by their text, in split "validation"; 0 when the splits have own readers."""
+        return self._validation_fraction
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """False: the shards are those of `list_shards`, or groups of them."""
+        return False
+
+    def _reader(self, split: str) -> ReadPairs:
+        return self._read_pairs[split] if isinstance(self._read_pairs, Mapping) else self._read_pairs
 
     def source_files(self, split: str) -> list[str]:
         """The files that the split is read from, as declared; of a folder, those that lie in it."""
+        del split
         found: list[str] = []
         for declared in self._files() if callable(self._files) else self._files:
             path = os.fspath(declared)
@@ -151,8 +206,35 @@ class LabelledPairs(seqio.FunctionDataSource):
 
     def identity(self, split: str) -> list[Any]:
         """What decides the split's examples, beside the files: arguments and functions."""
-        reader = self._read_pairs[split] if isinstance(self._read_pairs, Mapping) else self._read_pairs
-        return [self._list_size, self._validation_fraction, reader, self._relevance]
+        return [self._list_size, self._validation_fraction, self._reader(split), self._relevance]
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Names of the parts that workers can read on their own, in the order of their examples."""
+        reader = self._reader(split)
+        count = len(reader.ranges()) if isinstance(reader, RangeReader) else self._num_shards
+        return [f"{split}-{number:05d}-of-{count:05d}" for number in range(count)]
+
+    def num_input_examples(self, split: str) -> int:
+        """Number of examples of a split. Counts them the first time, which reads the data."""
+        key = (split, *_stamps(self.source_files(split)))
+        if key not in self._sizes:
+            reader = self._reader(split)
+            if isinstance(reader, RangeReader):
+                sizes = (size for query, size in reader.query_sizes() if self._is_in(split, query))
+                count = sum(-(-size // self._list_size) for size in sizes)
+            else:
+                count = sum(1 for _ in self.examples(split))
+            self._sizes[key] = count
+        return self._sizes[key]
+
+    def _is_in(self, split: str, query: str) -> bool:
+        if not self._validation_fraction:
+            return True
+        return (query_share(query) < self._validation_fraction) == (split == "validation")
+
+    def _group(self, split: str, pairs: Iterable[LabelledPair]) -> Iterator[dict[str, Any]]:
+        chosen = (pair for pair in pairs if self._is_in(split, pair.query))
+        return group_pairs(chosen, self._list_size, self._relevance)
 
     def examples(self, split: str) -> Iterator[dict[str, Any]]:
         """Reads a split in plain Python: examples as in `features`, text as `str`.
@@ -160,24 +242,74 @@ class LabelledPairs(seqio.FunctionDataSource):
         Raises:
           InputError: as the reader does.
         """
-        if isinstance(self._read_pairs, Mapping):
-            pairs: Iterable[LabelledPair] = self._read_pairs[split]()
-        else:
-            wanted, fraction = split == "validation", self._validation_fraction
-            pairs = self._read_pairs()
-            if fraction:
-                pairs = (pair for pair in pairs if (query_share(pair.query) < fraction) == wanted)
-        return group_pairs(pairs, self._list_size, self._relevance)
+        return self._group(split, self._reader(split)())
 
-    def _dataset(self, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        del shuffle_files, seed  # one reader is one shard; the order of training is decided by GlobalOrder
+    def numbered_examples(
+        self, split: str, shard_index: int = 0, num_shards: int = 1
+    ) -> Iterator[dict[str, Any]]:
+        """Reads a part of a split; each example has its number under `NUMBER`.
+
+        Args:
+          split: the split.
+          shard_index: which part, from 0.
+          num_shards: number of parts, at most that of `list_shards`.
+
+        Yields:
+          Examples. Those of all parts, sorted by number, are `examples(split)`.
+
+        Raises:
+          InputError: as the reader does.
+        """
+        reader = self._reader(split)
+        if isinstance(reader, RangeReader):
+            ranges = list(reader.ranges())
+            first, last = (len(ranges) * index // num_shards for index in (shard_index, shard_index + 1))
+            for place in range(first, last):
+                for number, example in enumerate(self._group(split, reader.read(*ranges[place]))):
+                    yield {**example, NUMBER: np.int64(place * _SHARD_STRIDE + number)}
+            return
+        for number, example in enumerate(self.examples(split)):
+            if number // _TURN % num_shards == shard_index:
+                yield {**example, NUMBER: np.int64(number)}
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        sequence_length: Mapping[str, int] | None = None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """The examples of a split, or of a shard of it, as a `tf.data.Dataset`; see `seqio.DataSource`.
+
+        The source itself never shuffles: the order of training is decided by `GlobalOrder`, or by the shuffle
+        buffer of `seqio.Task.get_dataset`.
+        """
+        del shuffle, seed, sequence_length, use_cached, num_epochs
+        index, count = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
 
         def generate() -> Iterator[dict[str, Any]]:
             try:
-                yield from self.examples(split)
+                yield from self.numbered_examples(split, index, count)
             except Exception as error:
                 with _RAISED_LOCK:
                     _RAISED[f"{type(error).__name__}: {error}"] = error
                 raise
 
         return tf.data.Dataset.from_generator(generate, output_signature=features.SIGNATURE)
+
+
+def _stamps(paths: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Path, size and time of local files; a path that is not a local file stands for itself."""
+    found = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            found.append((path, -1, -1))
+            continue
+        found.append((path, status.st_size, status.st_mtime_ns))
+    return found

@@ -34,6 +34,10 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _WRITER_OPTIONS = "group_size:8"
 
 
+class EmptySplitError(InputError):
+    """A split without examples: an error where it stands alone, and nothing to wonder at in a mixture."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One query with its documents and labels.
@@ -326,8 +330,9 @@ class _Writer:
 
     def finish(self) -> dict[str, Any]:
         if not self._count:
-            raise InputError(
-                f"{self._name} holds no examples. Expected at least one; check its files and split."
+            raise EmptySplitError(
+                f"{self._name} holds no examples. Expected at least one; check its files and split. (Few "
+                "queries may leave split 'validation' empty: train with train.validation_split = None.)"
             )
         description = {
             "format": _FORMAT_VERSION,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Mapping
 
 import seqio
+from etils import epath
 
 from inranker_jax.data import features, sources
 from inranker_jax.errors import InputError
@@ -20,6 +20,7 @@ def add_labelled_task(
     list_size: int = 1,
     validation_fraction: float = 0.0,
     relevance: sources.Relevance = "unknown",
+    num_shards: int = 8,
 ) -> seqio.Task:
     """Registers a SeqIO task over labelled pairs: `seqio.TaskRegistry.add` with a `LabelledPairs` source.
 
@@ -32,6 +33,7 @@ def add_labelled_task(
       list_size: most documents per example.
       validation_fraction: share of queries, chosen by their text, in split "validation".
       relevance: "unknown", "first", or a function from a pair to 1, 0 or -1.
+      num_shards: into how many parts offline caching divides the work; see `LabelledPairs`.
 
     Returns:
       The task.
@@ -46,6 +48,7 @@ def add_labelled_task(
         list_size=list_size,
         validation_fraction=validation_fraction,
         relevance=relevance,
+        num_shards=num_shards,
     )
     return seqio.TaskRegistry.add(
         name,
@@ -55,12 +58,13 @@ def add_labelled_task(
     )
 
 
-def data_path(*parts: str, variable: str = "INRANKER_DATA_DIR") -> str:
+def data_path(*parts: str, variable: str = "INRANKER_DATA_DIR", remedy: str = "") -> str:
     """A path below the folder that an environment variable names, looked up when it is called.
 
     Args:
       *parts: file or folder names below it.
-      variable: the environment variable.
+      variable: the environment variable; its folder may be remote (`gs://...`).
+      remedy: how to get what is missing, for the error.
 
     Returns:
       The path, which exists.
@@ -74,7 +78,9 @@ def data_path(*parts: str, variable: str = "INRANKER_DATA_DIR") -> str:
             f"the environment variable {variable} is not set: expected the folder that holds "
             f"{'/'.join(parts)}. Run `export {variable}=FOLDER`."
         )
-    path = pathlib.Path(folder, *parts)
+    path = epath.Path(folder).joinpath(*parts)
     if not path.exists():
-        raise InputError.at(path, None, "no such file or folder", f"it below {variable}={folder}")
-    return str(path)
+        raise InputError.at(
+            path, None, "no such file or folder", f"it below {variable}={folder}", remedy.format(path=path)
+        )
+    return os.fspath(path)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from inranker_jax import data
+from inranker_jax.data import rates
 from inranker_jax.data.sources import group_pairs, original_error, query_share
 from inranker_jax.errors import InputError
 from inranker_jax.prompts import ScoringContract, Tokenizer
@@ -43,7 +44,7 @@ def test_the_dataset_yields_the_documented_features() -> None:
     name = next(NAMES)
     data.add_labelled_task(name, pairs, list_size=3, relevance="first")
     dataset = seqio.get_mixture_or_task(name).get_dataset(sequence_length=None, split="train", shuffle=False)
-    assert set(dataset.element_spec) == set(data.OUTPUT_FEATURES)
+    assert set(dataset.element_spec) == {*data.OUTPUT_FEATURES, "example_number"}
     first, second, third = itertools.islice(dataset.as_numpy_iterator(), 3)
     assert (first["query_id"], first["query"]) == (b"q0", b"query 0")
     assert first["document_ids"].tolist() == [b"d0.0", b"d0.1", b"d0.2"]
@@ -221,10 +222,63 @@ def test_a_mixture_and_its_rates(
         ] * 3
     seqio.MixtureRegistry.add(outer, [(mixture, 2), (second, 2)])
     assert data.open_stores(outer, cache_dir=tmp_path)[1] == [1.5, 2.5]
+    # SeqIO's own function of a task's size works too.
     by_size = next(NAMES)
     seqio.MixtureRegistry.add(by_size, [first, second], default_rate=seqio.mixing_rate_num_examples)
-    with pytest.raises(InputError, match=f"rates of mixture {by_size}"):
-        data.open_stores(by_size, cache_dir=tmp_path)
+    assert data.open_stores(by_size, cache_dir=tmp_path)[1] == [8, 150]
+
+
+def test_rates_are_proportional_or_the_users(tmp_path: pathlib.Path) -> None:
+    small, large, plain, mixture = (next(NAMES) for _ in range(4))
+    data.add_labelled_task(small, lambda: pairs(4), list_size=5)
+    data.add_labelled_task(large, lambda: pairs(25), list_size=5)
+    seqio.MixtureRegistry.add(mixture, [small, large], default_rate=rates.proportional)
+
+    def rates_of(name: str = mixture, **arguments: Any) -> list[float] | None:
+        return data.open_stores(name, cache_dir=tmp_path, **arguments)[1]
+
+    assert rates_of() == [4, 25]
+    assert rates_of(rates=data.temperature(2.0)) == [2, 5]
+    assert rates_of(rates=data.temperature(1.0, maximum=10)) == [4, 10]
+    assert rates_of(rates=rates.equal) == [1, 1]
+    assert rates_of(rates={small: 3, large: 0.5}) == [3, 0.5]
+    assert rates_of(small, rates=data.temperature(2.0)) is None
+    # SeqIO asks the tasks itself.
+    provider = seqio.get_mixture_or_task(mixture)
+    assert [provider.get_rate(task) for task in provider.tasks] == [4, 25]
+    for bad, words in (
+        ({small: 1}, f"no rate for {large}"),
+        ({small: 1, large: 1, "x" + small: 1}, f"Did you mean '{small}'"),
+        ({small: 0, large: 1}, f"rates: 0 for {small}. Expected a positive"),
+        (lambda size: float("inf"), "Expected a positive finite number"),
+    ):
+        with pytest.raises(InputError, match=words):
+            rates_of(rates=bad)
+    with pytest.raises(InputError, match="is a single task"):
+        rates_of(small, rates={small: 1})
+    seqio.TaskRegistry.add(
+        plain,
+        source=seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=["train"]),
+        output_features=data.OUTPUT_FEATURES,
+    )
+    with pytest.raises(InputError, match=f"number of examples of task {plain} is not known"):
+        rates.proportional(seqio.TaskRegistry.get(plain))
+
+
+def test_a_mixture_skips_empty_splits_and_refuses_two_divisions(tmp_path: pathlib.Path) -> None:
+    one, many, other, mixture, mixed = (next(NAMES) for _ in range(5))
+    data.add_labelled_task(one, lambda: pairs(1), list_size=5, validation_fraction=0.2)
+    data.add_labelled_task(many, lambda: pairs(40), list_size=5, validation_fraction=0.2)
+    data.add_labelled_task(other, lambda: pairs(40), list_size=5, validation_fraction=0.3)
+    seqio.MixtureRegistry.add(mixture, [one, many], default_rate=rates.proportional)
+    stores, given = data.open_stores(mixture, "validation", cache_dir=tmp_path)
+    assert [store.name for store in stores] == [f"{many}:validation"]
+    assert given == [len(stores[0])]
+    with pytest.raises(InputError, match=r"validation holds no examples.*validation_split = None"):
+        data.open_stores(one, "validation", cache_dir=tmp_path)
+    seqio.MixtureRegistry.add(mixed, [many, other], default_rate=1)
+    with pytest.raises(InputError, match=f"different validation fractions .0.2 in {many}, 0.3 in {other}"):
+        data.open_stores(mixed, cache_dir=tmp_path)
 
 
 def test_names_that_do_not_exist(contract: ScoringContract, tokenizer: Tokenizer) -> None:
@@ -252,7 +306,7 @@ def test_a_broken_task_module_shows_its_own_error(tmp_path: pathlib.Path) -> Non
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"list_size": 0}, {"validation_fraction": 1.0}, {"relevance": "last"}],
+    [{"list_size": 0}, {"validation_fraction": 1.0}, {"relevance": "last"}, {"num_shards": 0}],
 )
 def test_bad_arguments(arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(arguments))):

@@ -26,7 +26,7 @@ MODULES = sorted(
 def test_every_module_imports_without_data(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INRANKER_DATA_DIR", raising=False)
     data.import_task_modules([f"inranker_jax.tasks.{module}"])
-    registered = [name for name in seqio.TaskRegistry.names() if name.startswith(module)]
+    registered = [name for name in seqio.TaskRegistry.names() if name.startswith(module.removesuffix("s"))]
     assert registered
     for name in registered:
         task = seqio.TaskRegistry.get(name)
@@ -75,8 +75,8 @@ def test_inranker_beir_on_the_real_format(
     np.testing.assert_array_equal(first.teacher_logits[0], np.float32([-2.3682, 2.3682]))
 
 
-def test_inranker_msmarco_with_paths_of_ones_own(shared_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    module = importlib.import_module("inranker_jax.tasks.inranker_msmarco")
+def test_msmarco_with_paths_of_ones_own(shared_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    module = importlib.import_module("inranker_jax.tasks.msmarco")
     teacher, cranfield = shared_data / "teacher", shared_data / "beir" / "cranfield"
     module.register(
         "test_cranfield",
@@ -96,31 +96,29 @@ def test_inranker_msmarco_with_paths_of_ones_own(shared_data: pathlib.Path, tmp_
     assert [store[0].query_id for store in stores] == ["syn-2", "syn-1"]
 
 
-def test_inranker_msmarco_with_the_published_names(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    importlib.import_module("inranker_jax.tasks.inranker_msmarco")
+def test_msmarco_with_the_published_names(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("inranker_jax.tasks.msmarco")
     monkeypatch.delenv("INRANKER_DATA_DIR", raising=False)
     with pytest.raises(InputError, match="INRANKER_DATA_DIR is not set"):
-        data.open_stores("inranker_msmarco")
+        data.open_stores("msmarco_human_soft")
     monkeypatch.setenv("INRANKER_DATA_DIR", str(tmp_path))
     with pytest.raises(InputError, match=r"InRanker_msmarco\.tsv: no such file"):
-        data.open_stores("inranker_msmarco")
+        data.open_stores("msmarco_human_soft")
     (tmp_path / "InRanker_msmarco.tsv").write_text("1.5\t-2\t100\t1\n-3\t2.5\t100\t0\n")
     (tmp_path / "queries.train.tsv").write_text("100\twhat is jax\n")
     (tmp_path / "collection.tsv").write_text("0\ta bird\n1\ta library\n")
     (tmp_path / "qrels.train.tsv").write_text("100\t0\t1\t1\n")
     examples = {}
-    for name in ("inranker_msmarco", "inranker_msmarco_lists", "inranker_msmarco_judged"):
+    for name in ("msmarco_human_soft", "msmarco_human_soft_lists", "msmarco_human_hard"):
         (store,), _ = data.open_stores(name, cache_dir=tmp_path / "cache")
         examples[name] = [store[number] for number in range(len(store))]
-    assert [e.documents for e in examples["inranker_msmarco"]] == [("a library",), ("a bird",)]
-    (both,) = examples["inranker_msmarco_lists"]
+    assert [e.documents for e in examples["msmarco_human_soft"]] == [("a library",), ("a bird",)]
+    (both,) = examples["msmarco_human_soft_lists"]
     assert both.documents == ("a library", "a bird")
     assert both.teacher_logits is not None
     assert both.teacher_logits.tolist() == [[-2.0, 1.5], [2.5, -3.0]]
     assert both.relevance.tolist() == [-1, -1]
-    assert [e.relevance.tolist() for e in examples["inranker_msmarco_judged"]] == [[1], [0]]
+    assert [e.relevance.tolist() for e in examples["msmarco_human_hard"]] == [[1], [0]]
     (tmp_path / "InRanker_msmarco.tsv").write_text("1.5\t-2\t100\t1\n-3\t2.5\t100\t2\n")
     with pytest.raises(InputError, match=r"InRanker_msmarco\.tsv:2: unknown document id '2'"):
-        data.open_stores("inranker_msmarco", cache_dir=tmp_path / "cache")
+        data.open_stores("msmarco_human_soft", cache_dir=tmp_path / "cache")

@@ -1,0 +1,353 @@
+"""TensorFlow Datasets: any prepared folder as a TFDS dataset, and TFDS datasets as tasks and as folders.
+
+`prepare_labels` and `prepare_beir` write a dataset which `tfds.load(name, data_dir=...)`,
+`tfds.builder_from_directory` and `seqio.TfdsDataSource` read without this package. Nothing is fetched: TFDS's
+look at its cloud bucket is switched off.
+
+- Labelled pairs become the features of a task (`features.OUTPUT_FEATURES`, and `example_number`), splits
+  `train` and `validation`.
+- A BEIR folder becomes the features and splits of TFDS's own `beir` datasets: `query`, `passage`, and one
+  split of judged pairs for each qrels file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import seqio
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import gcs_utils
+
+from inranker_jax.corpora import beir
+from inranker_jax.data import features, sources
+from inranker_jax.errors import InputError
+from inranker_jax.records import PathType, atomic_text
+
+VERSION = "1.0.0"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+LABELLED_FEATURES: dict[str, Any] = {
+    "query_id": tfds.features.Text(),
+    "query": tfds.features.Text(),
+    "document_ids": tfds.features.Sequence(tfds.features.Text()),
+    "documents": tfds.features.Sequence(tfds.features.Text()),
+    "teacher_logits": tfds.features.Tensor(shape=(None, 2), dtype=np.float32),
+    "relevance": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+    sources.NUMBER: tfds.features.Scalar(np.int64),
+}
+"""TFDS features of prepared labels."""
+
+BEIR_FEATURES: dict[str, Any] = {
+    "query_id": tfds.features.Text(),
+    "query": tfds.features.Text(),
+    "query_metadata": tfds.features.Text(),
+    "passage_id": tfds.features.Text(),
+    "passage": tfds.features.Text(),
+    "passage_metadata": tfds.features.Text(),
+    "score": tfds.features.Scalar(np.float32),
+}
+"""Those of TFDS's `beir` datasets."""
+
+_NO_QUERY = {"query_id": "", "query": "", "query_metadata": "{}", "score": -1.0}
+_NO_PASSAGE = {"passage_id": "", "passage": "", "passage_metadata": "{}", "score": -1.0}
+
+Rows = Callable[[], Iterator[dict[str, Any]]]
+
+
+class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A TFDS builder over readers of rows, one per split; examples keep the readers' order."""
+
+    VERSION = tfds.core.Version(VERSION)
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Prepared by inranker_jax."}
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: PathType,
+        feature_spec: Mapping[str, Any],
+        splits: Mapping[str, Rows],
+        description: str,
+    ):
+        """Describes the dataset; nothing is read.
+
+        Args:
+          name: its name: lower-case letters, digits and `_`.
+          data_dir: the folder of TFDS datasets in which it appears as `name/1.0.0`.
+          feature_spec: its TFDS features.
+          splits: a function that yields rows, for each split.
+          description: what it is made from.
+
+        Raises:
+          InputError: the name is not one that TFDS takes.
+        """
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"TFDS name {name!r}: expected lower-case letters, digits and '_', a letter first "
+                "(for example 'my_labels')."
+            )
+        self.name = name
+        self._feature_spec, self._rows, self._description = dict(feature_spec), dict(splits), description
+        # TFDS looks for metadata of every dataset in its public bucket; ours are not there.
+        gcs_utils._is_gcs_disabled = True
+        super().__init__(data_dir=os.fspath(data_dir))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self._description,
+            features=tfds.features.FeaturesDict(self._feature_spec),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._rows}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield from enumerate(self._rows[split]())
+
+    def prepare(self, num_shards: int | None = None) -> pathlib.Path:
+        """Writes the dataset, unless it is there.
+
+        Args:
+          num_shards: files per split; by default TFDS decides by size.
+
+        Returns:
+          Its folder.
+        """
+        config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=num_shards)
+        self.download_and_prepare(download_config=config)
+        return pathlib.Path(self.data_dir)
+
+
+def prepare_labels(
+    name: str,
+    data_dir: PathType,
+    source: sources.LabelledPairs,
+    *,
+    description: str = "Labelled pairs.",
+    num_shards: int | None = None,
+) -> pathlib.Path:
+    """Writes the examples of a source (of a task: `task.source`) as a TFDS dataset.
+
+    Args:
+      name: name of the dataset.
+      data_dir: folder of TFDS datasets.
+      source: where the examples come from.
+      description: what they are, for the dataset's metadata.
+      num_shards: files per split.
+
+    Returns:
+      The dataset's folder.
+
+    Raises:
+      InputError: the name is not one that TFDS takes, every split is empty, or as the source's reader raises.
+    """
+    splits = {split: _numbered(source, split) for split in source.splits if _has_rows(source, split)}
+    if not splits:
+        raise InputError(f"TFDS dataset {name}: the labels hold no examples. Expected at least one.")
+    return CollectionBuilder(name, data_dir, LABELLED_FEATURES, splits, description).prepare(num_shards)
+
+
+def _has_rows(source: sources.LabelledPairs, split: str) -> bool:
+    return next(source.examples(split), None) is not None
+
+
+def _numbered(source: sources.LabelledPairs, split: str) -> Rows:
+    return lambda: source.numbered_examples(split)
+
+
+def prepare_beir(
+    name: str, data_dir: PathType, folder: PathType, *, num_shards: int | None = None
+) -> pathlib.Path:
+    """Writes a BEIR folder as a TFDS dataset with the features and splits of TFDS's own `beir`.
+
+    A pair of the qrels whose query or document has no text is left out, as there.
+
+    Args:
+      name: name of the dataset.
+      data_dir: folder of TFDS datasets.
+      folder: the BEIR folder; all its qrels files become splits (`dev` becomes `validation`).
+      num_shards: files per split.
+
+    Returns:
+      The dataset's folder.
+
+    Raises:
+      InputError: as the readers of the BEIR folder do.
+    """
+    qrels = {path.stem: path.stem for path in sorted(pathlib.Path(folder).glob("qrels/*.tsv"))}
+
+    def queries() -> Iterator[dict[str, Any]]:
+        for query in beir.read_queries(folder):
+            yield {"query_id": query.id, "query": query.text, "query_metadata": "{}", **_NO_PASSAGE}
+
+    def passages() -> Iterator[dict[str, Any]]:
+        for document in beir.read_corpus(folder):
+            yield {**_passage(document.id, document.text, document.title), **_NO_QUERY}
+
+    def judged(split: str) -> Rows:
+        def rows() -> Iterator[dict[str, Any]]:
+            pairs = beir.read_qrels(folder, split)
+            wanted = {document for documents in pairs.values() for document in documents}
+            texts = {document.id: document for document in beir.read_corpus(folder) if document.id in wanted}
+            for query in beir.read_queries(folder):
+                for document_id, grade in pairs.get(query.id, {}).items():
+                    if document_id in texts:
+                        document = texts[document_id]
+                        yield {
+                            "query_id": query.id,
+                            "query": query.text,
+                            "query_metadata": "{}",
+                            **_passage(document.id, document.text, document.title),
+                            "score": float(grade),
+                        }
+
+        return rows
+
+    splits: dict[str, Rows] = {"query": queries, "passage": passages}
+    splits |= {"validation" if split == "dev" else split: judged(split) for split in qrels}
+    return CollectionBuilder(name, data_dir, BEIR_FEATURES, splits, f"BEIR folder {folder}.").prepare(
+        num_shards
+    )
+
+
+def _passage(identifier: str, text: str, title: str) -> dict[str, Any]:
+    metadata = json.dumps({"title": title} if title else {}, ensure_ascii=False)
+    return {"passage_id": identifier, "passage": text, "passage_metadata": metadata}
+
+
+def write_beir_folder(tfds_name: str, output: PathType, data_dir: PathType | None = None) -> pathlib.Path:
+    """Writes a TFDS dataset of the `beir` form as a BEIR folder, which every stage of this project reads.
+
+    TFDS prepares the dataset first where it is not in `data_dir`; its own `beir/*` are downloaded then.
+
+    Args:
+      tfds_name: `beir/scifact:1.0.0`, or the name of one that `prepare_beir` wrote.
+      output: the folder to write.
+      data_dir: folder of TFDS datasets; default: TFDS's own.
+
+    Returns:
+      The folder.
+
+    Raises:
+      InputError: TFDS does not know the dataset, or it has not the form.
+    """
+    builder = open_builder(tfds_name, data_dir)
+    if not {"query", "passage"} <= set(builder.info.features or ()) or "passage" not in builder.info.splits:
+        raise InputError(
+            f"TFDS dataset {tfds_name} has features {sorted(builder.info.features or ())} and splits "
+            f"{sorted(builder.info.splits)}. Expected the form of TFDS's beir: splits query and passage."
+        )
+    folder = pathlib.Path(output)
+
+    def rows(split: str) -> Iterator[dict[str, Any]]:
+        for row in tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)):
+            yield {key: value.decode() if isinstance(value, bytes) else value for key, value in row.items()}
+
+    def lines(split: str) -> Iterator[dict[str, str]]:
+        for row in rows(split):
+            if split == "query":
+                yield {"_id": row["query_id"], "text": row["query"]}
+            else:
+                title = json.loads(row["passage_metadata"] or "{}").get("title", "")
+                yield {"_id": row["passage_id"], "title": title, "text": row["passage"]}
+
+    for split, file in (("passage", "corpus.jsonl"), ("query", "queries.jsonl")):
+        with atomic_text(folder / file) as out:
+            out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines(split))
+    for split in sorted(set(builder.info.splits) - {"query", "passage"}):
+        with atomic_text(folder / "qrels" / f"{'dev' if split == 'validation' else split}.tsv") as out:
+            out.write("query-id\tcorpus-id\tscore\n")
+            out.writelines(
+                f"{row['query_id']}\t{row['passage_id']}\t{int(row['score'])}\n" for row in rows(split)
+            )
+    return folder
+
+
+def open_builder(tfds_name: str, data_dir: PathType | None = None) -> Any:
+    """Opens a TFDS dataset, preparing it where it is known to TFDS and not prepared yet.
+
+    Raises:
+      InputError: there is no such dataset.
+    """
+    gcs_utils._is_gcs_disabled = True
+    try:
+        builder = tfds.builder(tfds_name, data_dir=None if data_dir is None else os.fspath(data_dir))
+        if not isinstance(builder, tfds.core.ReadOnlyBuilder):
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise InputError(
+            f"no TFDS dataset {tfds_name!r} in {data_dir or 'the default folder of TFDS'} "
+            f"({str(error).splitlines()[0]}). Prepare it with `python -m inranker_jax.prepare_tfds`."
+        ) from error
+    return builder
+
+
+class PreparedTfds(seqio.TfdsDataSource):
+    """A `seqio.TfdsDataSource` whose data, where missing, is missed in words."""
+
+    def __init__(self, name: str, data_dir: PathType | Callable[[], PathType], splits: Iterable[str]):
+        """Describes the source; nothing is read.
+
+        Args:
+          name: `dataset:version`.
+          data_dir: folder of TFDS datasets, or a function that returns it.
+          splits: its splits.
+        """
+        self._folder = data_dir
+        super().__init__(name, splits=splits)
+
+    @property
+    def tfds_dataset(self) -> Any:
+        """SeqIO's lazy loader, once the dataset's folder was seen to be there."""
+        folder = self._folder() if callable(self._folder) else self._folder
+        loader = self._tfds_dataset
+        name, _, version = str(loader.name).partition(":")
+        path = pathlib.Path(folder, name, version)
+        if not (path / "dataset_info.json").is_file():
+            raise InputError.at(
+                path, None, "no prepared TFDS dataset", "its dataset_info.json",
+                f"Run `python -m inranker_jax.prepare_tfds --labels=LABEL_FOLDER --name={name} "
+                f"--data_dir={os.fspath(folder)}`",
+            )  # fmt: skip
+        gcs_utils._is_gcs_disabled = True
+        loader._data_dir = os.fspath(folder)
+        return loader
+
+
+def add_tfds_task(
+    name: str,
+    tfds_name: str,
+    data_dir: PathType | Callable[[], PathType],
+    *,
+    splits: Iterable[str] = ("train", "validation"),
+) -> seqio.Task:
+    """Registers a task over a dataset that `prepare_labels` (or `prepare_tfds`) wrote.
+
+    Its examples come in the order of the labels they were prepared from. Nothing is read until it is used.
+
+    Args:
+      name: the task's name.
+      tfds_name: name of the dataset.
+      data_dir: folder of TFDS datasets, or a function that returns it.
+      splits: its splits.
+
+    Returns:
+      The task.
+
+    Raises:
+      ValueError: from SeqIO, when the name is taken.
+    """
+    return seqio.TaskRegistry.add(
+        name,
+        source=PreparedTfds(f"{tfds_name}:{VERSION}", data_dir, tuple(splits)),
+        preprocessors=[seqio.CacheDatasetPlaceholder()],
+        output_features=features.OUTPUT_FEATURES,
+    )
