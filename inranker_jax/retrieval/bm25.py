@@ -225,9 +225,10 @@ class BM25Index:
             found = np.sort(np.concatenate([above, level[: k - len(above)]]))
             values = scores[found]
         order = np.argsort(-values, kind="stable")
-        return {
-            self.ids[i]: value for i, value in zip(found[order].tolist(), values[order].tolist(), strict=True)
-        }
+        best = found[order]
+        ids = self.ids
+        names = ids.at(best) if isinstance(ids, index_files.DocumentIds) else [ids[i] for i in best.tolist()]
+        return dict(zip(names, values[order].tolist(), strict=True))
 
 
 class _NoPool:

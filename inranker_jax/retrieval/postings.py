@@ -14,7 +14,7 @@ from inranker_jax.errors import InputError
 from inranker_jax.records import Document
 from inranker_jax.retrieval.words import Tokenizer
 
-_BATCH = 8192  # documents tokenised at once
+_BATCH = 2048  # documents tokenised at once
 _CHUNK = 65536  # documents scored at once
 _LOW = np.int64(0xFFFFFFFF)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from inranker_jax.errors import InputError
 from inranker_jax.records import PathType, numbered_lines, ranking
@@ -112,6 +114,25 @@ def read_queries(path: PathType, skipped: SkippedLines | None = None) -> Iterato
             skipped.add("malformed line", error)
     if current is not None:
         yield current
+
+
+def run_lines(query: str, scores: Mapping[str, float], tag: str) -> list[str]:
+    """The lines of one query, ranks from 1, for scores that are ranked already.
+
+    Scores are the shortest decimals that read back as the same float32.
+
+    Args:
+      query: id without blanks.
+      scores: document id (without blanks) -> finite float32 value, best first.
+      tag: the run's name, without blanks.
+    """
+    values = map(
+        str, np.fromiter(scores.values(), np.float32, len(scores))
+    )  # five times as fast as f"{value}"
+    return [
+        f"{query} Q0 {document} {rank} {value} {tag}\n"
+        for rank, (document, value) in enumerate(zip(scores, values, strict=True), start=1)
+    ]
 
 
 class _InPieces(InputError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pathlib
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -103,6 +105,83 @@ def test_language_decides_stems_and_stop_words():
     assert set(found["q"]) == {"1", "2", "3"}
 
 
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_change_nothing(threads):
+    random = np.random.default_rng(1)
+    documents = [Document(str(i), " ".join(random.choice(list("abcdefgh"), 9) + "x")) for i in range(400)]
+    queries = [Query(f"q{i}", " ".join(random.choice(list("abcdefgh"), 5) + "x")) for i in range(600)]
+    index = BM25Index.build(documents, language="none")
+    among = {query.id: ["7", "11", "300"] for query in queries}
+    for pool in (None, among):
+        one = index.search(queries, 30, pool)
+        several = index.search(queries, 30, pool, threads=threads)
+        assert [(q, list(d.items())) for q, d in one.items()] == [
+            (q, list(d.items())) for q, d in several.items()
+        ]
+
+
+def test_stream_search_reads_queries_as_they_are_needed():
+    index = BM25Index.build(DOCUMENTS)
+
+    def endless():
+        for i in itertools.count():
+            yield Query(str(i), "wave")
+
+    for threads in (1, 2):
+        found = list(itertools.islice(index.stream_search(endless(), 5, threads=threads), 700))
+        assert [query for query, _ in found] == [str(i) for i in range(700)]
+
+
+@pytest.mark.parametrize("language", ["english", "none"])
+@pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (1.2, 0.75), (0.0, 0.0)])
+def test_scores_are_those_of_bm25s_to_the_bit(language, k1, b, monkeypatch):
+    from inranker_jax.retrieval import postings
+    from inranker_jax.retrieval.words import bm25s, stemmer
+
+    monkeypatch.setattr(postings, "_BATCH", 70)
+    monkeypatch.setattr(postings, "_CHUNK", 90)
+    random = np.random.default_rng(2)
+    words = [f"w{i}" for i in range(300)] + ["the", "and", "waves", "wave"]
+    documents = [
+        Document(
+            f"{i}", " ".join(words[int(len(words) * v**2)] for v in random.random(random.integers(0, 60)))
+        )
+        for i in range(333)
+    ]
+    index = BM25Index.build(documents, language, k1, b)
+    theirs = bm25s().BM25(method="lucene", k1=k1, b=b, backend="numpy")
+    ordered = sorted(documents, key=lambda document: document.id, reverse=True)
+    tokens = bm25s().tokenize(
+        [document.contents for document in ordered],
+        stopwords=None if language == "none" else language,
+        stemmer=stemmer(language),
+        show_progress=False,
+    )
+    theirs.index(tokens, show_progress=False)
+    for text in ("waves w1 w2 w1 the w299", "w5", "and w7 wave wave w80 w200 w12"):
+        terms = [term for term in BM25Index.build([Document("q", text)], language)._postings.vocabulary]
+        words_of_query = [term for term in terms if term in theirs.vocab_dict]
+        expected = theirs.get_scores(words_of_query)
+        found = index.search([Query("q", " ".join(terms))], 1000)["q"]
+        assert found == {ordered[i].id: float(expected[i]) for i in np.flatnonzero(expected)}
+
+
+def test_memory_of_a_build_does_not_hold_the_texts():
+    words = [f"word{i}" for i in range(2000)]
+    random = np.random.default_rng(0)
+
+    def documents():
+        for i in range(12000):
+            yield Document(str(i), " ".join(words[j] for j in random.integers(0, 2000, 20)) + "." * 5000)
+
+    tracemalloc.start()
+    BM25Index.build(documents(), language="none")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The texts are 60 MB, of which one batch (10 MB) is held at a time.
+    assert peak < 35e6
+
+
 def test_bad_arguments_are_explained():
     with pytest.raises(InputError, match="Did you mean 'portuguese'"):
         BM25Index.build(DOCUMENTS, language="portugese")
@@ -112,6 +191,8 @@ def test_bad_arguments_are_explained():
         BM25Index.build([*DOCUMENTS, Document("a", "x")])
     with pytest.raises(InputError, match="k1=-1"):
         BM25Index.build(DOCUMENTS, k1=-1)
+    with pytest.raises(InputError, match="at least 1 thread; got 0"):
+        BM25Index.build(DOCUMENTS).search([Query("q", "wave")], threads=0)
     with pytest.raises(InputError, match="at least 1; got 0"):
         BM25Index.build(DOCUMENTS).search([Query("q", "wave")], 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from inranker_jax import records
@@ -78,3 +79,17 @@ def test_memory_is_that_of_one_query(tmp_path):
     tracemalloc.stop()
     assert count == 60000
     assert peak < 0.5e6 < path.stat().st_size / 4
+
+
+def test_written_lines_read_back_as_the_same_float32(tmp_path):
+    values = np.random.default_rng(0).gamma(2.0, 5.0, 500).astype(np.float32)
+    scores = dict(sorted(((f"d{i}", float(v)) for i, v in enumerate(values)), key=lambda item: -item[1]))
+    lines = runs.run_lines("q", scores, "tag")
+    assert lines[0].split()[::3] == ["q", "1"]
+    assert lines[-1].split()[3] == "500"
+    path = tmp_path / "a.trec"
+    path.write_text("".join(lines))
+    ((query, found),) = runs.stream_run(path)
+    assert (query, [document for document, _ in found]) == ("q", list(scores))
+    assert {document: np.float32(score) for document, score in found} == scores
+    assert all(len(line.split()[4]) <= 12 for line in lines)

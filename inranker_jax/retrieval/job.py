@@ -1,0 +1,448 @@
+"""Retrieval as a job: a corpus and queries in, a TREC run out, restartable; or somebody's run made fit for use."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inranker_jax import records
+from inranker_jax.corpora import Corpus, QuerySet
+from inranker_jax.errors import InputError
+from inranker_jax.flags import Stopped
+from inranker_jax.progress import announce, clock
+from inranker_jax.records import PathType
+from inranker_jax.retrieval import index_files, runs
+from inranker_jax.retrieval.bm25 import BM25Index
+from inranker_jax.retrieval.words import STOP_WORDS, check_language
+
+QUERIES_PER_PART = 500
+_SECONDS_BETWEEN_LINES = 10.0
+
+# Returns whether the job should end now; what it has is kept.
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run holds.
+
+    Attributes:
+      output: the run's file.
+      queries: how many queries were asked.
+      empty: how many of them have no candidate, and so no line.
+      lines: how many candidates there are.
+      seconds: time of this process for "index" and "search"; empty when the run was there already.
+    """
+
+    output: str
+    queries: int
+    empty: int
+    lines: int
+    seconds: dict[str, float]
+
+    def text(self) -> str:
+        """One line for people."""
+        found = self.queries - self.empty
+        line = f"{self.output}: {self.queries:,} queries, {self.lines:,} candidates"
+        if found:
+            line += f" ({self.lines / found:.1f} a query)"
+        if self.empty:
+            line += f"; {self.empty:,} {'query has' if self.empty == 1 else 'queries have'} none"
+        return line
+
+
+def available_threads() -> int:
+    """How many threads this process may run at once."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def retrieve(
+    corpus: Corpus,
+    queries: QuerySet,
+    output: PathType,
+    *,
+    depth: int = 1000,
+    language: str = "english",
+    k1: float = 0.9,
+    b: float = 0.4,
+    tag: str = "bm25",
+    index: PathType | None = None,
+    threads: int | None = None,
+    stop: Stop = lambda: False,
+) -> RunSummary:
+    """Writes the best BM25 candidates of every query as a TREC run, queries in their order.
+
+    Finished queries are kept in `OUTPUT.parts/`, a part at a time, until the run is whole; the same call after
+    an interruption goes on there. `OUTPUT.json` beside the run tells what it was made of; with it, the same call
+    on a finished run does nothing.
+
+    Args:
+      corpus: the documents.
+      queries: the queries.
+      output: a local file; compressed when it ends with `.gz`.
+      depth: how many candidates a query gets at most.
+      language: one of `retrieval.LANGUAGES`.
+      k1: term frequency saturation.
+      b: length normalisation.
+      tag: the last column of the run.
+      index: folder to keep the index in, opened if it is there, built otherwise; None builds it in memory.
+      threads: how many queries are searched at a time, all processors by default. The run does not depend on it.
+      stop: asked between steps.
+
+    Returns:
+      What the run holds.
+
+    Raises:
+      Stopped: `stop` said so.
+      InputError: bad input, or an `output` or `index` that was made of something else.
+    """
+    check_language(language)
+    _check_token("--tag", tag)
+    if threads is None:
+        threads = available_threads()
+    identity = {
+        "queries": queries.fingerprint(),
+        "depth": depth,
+        "tag": tag,
+        **index_files.identity_of(corpus.fingerprint(), language, k1, b),
+    }
+    place = _Output(output, identity)
+    finished = place.finished()
+    if finished is not None:
+        announce(f"{place.path} is whole already, and was made of the same.")
+        return finished
+    place.start()
+    count = sum(1 for _ in queries.queries())
+    seconds = {}
+    if place.parts_done() < _parts_of(count):
+        if language not in STOP_WORDS and language != "none":
+            announce(f"No list of stop words is known for {language!r}: every word counts.")
+        started = time.perf_counter()
+        searcher = open_index(corpus, index, language, k1, b, stop)
+        seconds["index"] = time.perf_counter() - started
+        started = time.perf_counter()
+        _search(searcher, queries, count, place, depth, tag, threads, stop)
+        seconds["search"] = time.perf_counter() - started
+    summary = place.join(count, seconds)
+    return summary
+
+
+def open_index(
+    corpus: Corpus, folder: PathType | None, language: str, k1: float, b: float, stop: Stop = lambda: False
+) -> BM25Index:
+    """Opens the index of a corpus in `folder`, or builds it there; None builds it in memory.
+
+    A folder that is not whole (a copy that broke off) is built again.
+
+    Raises:
+      Stopped: `stop` said so while building.
+      InputError: the folder holds an index of another corpus or other settings, or something else.
+    """
+    if folder is not None and records.is_remote(folder):
+        raise InputError(f"index folder {folder}: expected a local folder (it is memory-mapped).")
+    if folder is not None and index_files.exists(folder):
+        try:
+            index = BM25Index.load(folder, corpus=corpus.fingerprint(), language=language, k1=k1, b=b)
+        except index_files.TornIndexError as error:
+            announce(f"{error} Doing so now.")
+        else:
+            announce(f"Opened the index of {len(index.ids):,} documents in {folder}")
+            return index
+    progress = _Progress("indexed", "documents")
+
+    def on_progress(done: int) -> None:
+        if stop():
+            raise Stopped
+        progress.show(done)
+
+    index = BM25Index.build(
+        corpus.documents(), language, k1, b,
+        folder=folder, corpus=corpus.fingerprint(), on_progress=on_progress,
+    )  # fmt: skip
+    progress.show(len(index.ids), always=True)
+    return index
+
+
+def _search(
+    index: BM25Index,
+    queries: QuerySet,
+    count: int,
+    place: _Output,
+    depth: int,
+    tag: str,
+    threads: int,
+    stop: Stop,
+) -> None:
+    done = place.parts_done()
+    stream = itertools.islice(queries.queries(), done * QUERIES_PER_PART, None)
+    found = index.stream_search(stream, depth, threads=threads)
+    progress = _Progress("searched", "queries", done * QUERIES_PER_PART, count)
+    if done:
+        announce(f"Going on after {min(done * QUERIES_PER_PART, count):,} of {count:,} queries.")
+    for number in range(done, _parts_of(count)):
+        with records.atomic_text(place.part(number)) as out:
+            for query, scores in itertools.islice(found, QUERIES_PER_PART):
+                if stop():
+                    raise Stopped
+                out.writelines(runs.run_lines(query, scores, tag))
+        progress.show(min((number + 1) * QUERIES_PER_PART, count))
+    progress.show(count, always=True)
+
+
+def normalise(
+    run: PathType,
+    corpus: Corpus,
+    queries: QuerySet,
+    output: PathType,
+    *,
+    depth: int = 1000,
+    tag: str = "run",
+    skip_malformed: bool = False,
+    stop: Stop = lambda: False,
+) -> RunSummary:
+    """Checks a run that Anserini, Pyserini, Elasticsearch or anything else made, and writes it in one form.
+
+    Ranks are made anew from the scores as trec_eval does, candidates below `depth` are dropped, queries come in
+    the order of `queries`. Needs the memory of the document ids.
+
+    Args:
+      run: a TREC run, the lines of one query together; `.gz` and `.zst` are decompressed.
+      corpus: the documents that it may name.
+      queries: the queries that it may name.
+      output: a local file; compressed when it ends with `.gz`.
+      depth: how many candidates are kept of each query.
+      tag: the last column of the new run.
+      skip_malformed: leave out bad lines and unknown ids, and say how many, instead of ending at the first.
+      stop: asked between queries.
+
+    Returns:
+      What the run holds.
+
+    Raises:
+      Stopped: `stop` said so.
+      InputError: naming file and line, for what `runs.stream_run` refuses, and for ids that are unknown.
+    """
+    _check_token("--tag", tag)
+    if Path(output).exists() and Path(run).exists() and os.path.samefile(run, output):
+        raise InputError(f"--output={output} is the run that is read: choose another file.")
+    identity = {
+        "run": os.fspath(run), "queries": queries.fingerprint(), "corpus": corpus.fingerprint(),
+        "depth": depth, "tag": tag,
+    }  # fmt: skip
+    place = _Output(output, identity, again=True)
+    skipped = runs.SkippedLines() if skip_malformed else None
+    order = [query.id for query in queries.queries()]
+    known_documents = {document.id for document in corpus.documents()}
+    known_queries = set(order)
+    where: dict[str, tuple[int, int]] = {}
+    lines = 0
+    started = time.perf_counter()
+    progress = _Progress("read", "queries")
+    place.start()
+    with open(place.part(0), "w+b") as kept:
+        for entry in runs.read_queries(run, skipped):
+            if stop():
+                raise Stopped
+            scores = _known(run, entry, known_queries, known_documents, skipped)
+            ranked = {document: scores[document] for document in records.ranking(scores)[:depth]}
+            if ranked:
+                lines += len(ranked)
+                text = "".join(runs.run_lines(entry.query_id, ranked, tag)).encode("utf-8")
+                where[entry.query_id] = (kept.tell(), len(text))
+                kept.write(text)
+            progress.show(len(where))
+        with records.atomic_text(output) as out:
+            for query in order:
+                if query in where:
+                    offset, length = where[query]
+                    kept.seek(offset)
+                    out.write(kept.read(length).decode("utf-8"))
+    if skipped is not None and skipped.counts:
+        announce(skipped.summary())
+    summary = RunSummary(
+        os.fspath(output), len(order), len(order) - len(where), lines, {"run": time.perf_counter() - started}
+    )
+    place.close(summary)
+    return summary
+
+
+def _known(
+    run: PathType,
+    entry: runs.RunQuery,
+    queries: set[str],
+    documents: set[str],
+    skipped: runs.SkippedLines | None,
+) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for document, (score, line) in entry.documents.items():
+        if entry.query_id not in queries:
+            kind, problem = "unknown query", f"query {entry.query_id!r} is not among the queries"
+        elif document not in documents:
+            kind, problem = "unknown document", f"document {document!r} is not in the corpus"
+        elif abs(score) > np.finfo(np.float32).max:
+            kind, problem = "malformed line", f"score {score} does not fit in float32"
+        else:
+            scores[document] = score
+            continue
+        error = InputError.at(
+            run, line, problem,
+            remedy="Give the corpus and queries that the run was made of, or --skip_malformed to leave such lines out",
+        )  # fmt: skip
+        if skipped is None:
+            raise error
+        skipped.add(kind, error)
+    return scores
+
+
+class _Output:
+    """A run that grows: its file, the parts beside it, and `OUTPUT.json`, which tells what it is made of.
+
+    Args:
+      output: the run's file.
+      identity: what decides its content.
+      again: make it anew even if it was made of the same.
+    """
+
+    def __init__(self, output: PathType, identity: dict[str, Any], again: bool = False) -> None:
+        if records.is_remote(output):
+            raise InputError(f"--output={output}: expected a local file (unfinished parts grow beside it).")
+        self.path = Path(output)
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._parts = self.path.with_name(self.path.name + ".parts")
+        self._state = self.path.with_name(self.path.name + ".json")
+        self._again = again
+
+    def part(self, number: int) -> Path:
+        return self._parts / f"part-{number:06d}.trec"
+
+    def parts_done(self) -> int:
+        return next(number for number in itertools.count() if not self.part(number).exists())
+
+    def finished(self) -> RunSummary | None:
+        """The summary of a run that is whole and made of the same, None when there is work to do.
+
+        Raises:
+          InputError: the file holds something else.
+        """
+        if self._parts.exists() or not self.path.exists():
+            return None
+        state = _read_json(self._state)
+        if not state or state.get("bytes") != self.path.stat().st_size:
+            raise InputError.at(
+                self.path, None, "there is a file already, and nothing tells that this command made it",
+                remedy="Remove it, or choose another --output",
+            )  # fmt: skip
+        self._compare(self.path, state["identity"])
+        if self._again:
+            return None
+        counts = state["counts"]
+        return RunSummary(str(self.path), counts["queries"], counts["empty"], counts["lines"], {})
+
+    def start(self) -> None:
+        """Makes the folder of parts, or checks that the one that is there is of the same run.
+
+        Raises:
+          InputError: it is of another run, or the file holds something else.
+        """
+        if self._again:
+            self.finished()
+            shutil.rmtree(self._parts, ignore_errors=True)
+        note = self._parts / "identity.json"
+        stored = _read_json(note)
+        if stored:
+            self._compare(self._parts, stored)
+            return
+        shutil.rmtree(self._parts, ignore_errors=True)
+        self._parts.mkdir(parents=True)
+        with records.atomic_text(note) as out:
+            json.dump(self._identity, out, indent=1)
+
+    def _compare(self, path: Path, stored: dict[str, Any]) -> None:
+        lines = [
+            f"- {key}: {stored.get(key)}\n+ {key}: {self._identity.get(key)}"
+            for key in sorted({*stored, *self._identity})
+            if stored.get(key) != self._identity.get(key)
+        ]
+        if lines:
+            raise InputError(
+                f"{path} was made otherwise (- that run, + wanted now):\n" + "\n".join(lines) + "\n"
+                "Remove it, or choose another --output."
+            )
+
+    def join(self, count: int, seconds: dict[str, float]) -> RunSummary:
+        """Puts the parts together."""
+        lines, found = 0, 0
+        with records.atomic_text(self.path) as out:
+            for number in range(_parts_of(count)):
+                last = ""
+                with open(self.part(number), encoding="utf-8", newline="\n") as part:
+                    for line in part:
+                        query = line.split(" ", 1)[0]
+                        found += query != last
+                        last = query
+                        lines += 1
+                        out.write(line)
+        summary = RunSummary(str(self.path), count, count - found, lines, seconds)
+        self.close(summary)
+        return summary
+
+    def close(self, summary: RunSummary) -> None:
+        """Writes `OUTPUT.json` and removes the parts."""
+        state = {
+            "format": 1,
+            "identity": self._identity,
+            "counts": {"queries": summary.queries, "empty": summary.empty, "lines": summary.lines},
+            "bytes": self.path.stat().st_size,
+            "seconds_of_the_last_session": {key: round(value, 3) for key, value in summary.seconds.items()},
+        }
+        with records.atomic_text(self._state) as out:
+            json.dump(state, out, indent=1)
+        shutil.rmtree(self._parts)
+
+
+class _Progress:
+    """A line now and then: how many, how fast, and how long it still takes where the total is known."""
+
+    def __init__(self, verb: str, noun: str, done: int = 0, total: int | None = None) -> None:
+        self._verb, self._noun, self._first, self._total = verb, noun, done, total
+        self._start = self._last = time.perf_counter()
+
+    def show(self, done: int, always: bool = False) -> None:
+        now = time.perf_counter()
+        if not always and now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        of = f" of {self._total:,}" if self._total is not None else ""
+        line = f"{self._verb} {done:,}{of} {self._noun}  {rate:,.0f}/s"
+        if self._total is not None and rate and done < self._total:
+            line += f"  {clock((self._total - done) / rate)} left"
+        announce(line)
+
+
+def _parts_of(count: int) -> int:
+    return -(-count // QUERIES_PER_PART)
+
+
+def _check_token(flag: str, text: str) -> None:
+    if not text or any(blank in text for blank in " \t\r\n"):
+        raise InputError(f"{flag}={text!r}: expected a word without blanks.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        value = json.loads(path.read_text("utf-8"))
+        return value if isinstance(value, dict) else {}
+    return {}
