@@ -13,9 +13,10 @@ from inranker_jax.labeling.sampling import Positives, SampledList, Sampler, Samp
 DOCUMENTS = {f"d{i}": f"text {i}" for i in range(50)}
 QUERIES = {f"q{i}": f"query {i}" for i in range(8)}
 RANKED = [f"d{i}" for i in range(50)]
+DEFAULT = Sampling()
 
 
-def sampler(positives: dict[str, list[str]], sampling: Sampling = Sampling(), **changes: object) -> Sampler:
+def sampler(positives: dict[str, list[str]], sampling: Sampling = DEFAULT, **changes: object) -> Sampler:
     texts = {**{"queries": QUERIES, "documents": DOCUMENTS}, **changes}
     skip = bool(texts.pop("skip_unknown", False))
     return Sampler(

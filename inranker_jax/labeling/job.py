@@ -1,0 +1,443 @@
+"""Labelling of a mixture: lists are sampled, what the store lacks is scored, provenance is written.
+
+Every step is a function of the input and of what is on disk. So a job goes on after any interruption, and any
+number of processes share it by nothing but the file system: chunk i of a teacher's work belongs to process
+i mod `process_count`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inranker_jax import manifest, records
+from inranker_jax.corpora import MalformedReport, files, label_store, open_corpus, open_queries_any
+from inranker_jax.corpora.label_folder import FORMAT, INFO, LISTS, Lists, ListsWriter
+from inranker_jax.corpora.label_store import LabelStore
+from inranker_jax.errors import InputError
+from inranker_jax.flags import Stopped
+from inranker_jax.labeling.pairs import PairText
+from inranker_jax.labeling.plan import Plan, make_plan
+from inranker_jax.labeling.sampling import Positives, Sampler, Sampling
+from inranker_jax.labeling.sessions import Session, totals
+from inranker_jax.labeling.teachers import Teacher, combine, ensemble_identity
+from inranker_jax.retrieval.runs import stream_run
+
+_PACKAGES = ("pyarrow", "torch", "transformers", "sentence-transformers")
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a labelling job is given.
+
+    Attributes:
+      output_dir: the label folder, local or mounted.
+      queries: path of the queries.
+      corpus: path of the corpus.
+      candidates: TREC run with each query's candidates.
+      qrels: judgments; documents with a grade of at least 1 may be positives. None: the queries file itself
+        says which document each query belongs to (InPars).
+      queries_format: see `corpora.open_queries_any`.
+      corpus_format: see `corpora.open_corpus`.
+      store: the label store; None for one inside the folder.
+      sampling: how lists are sampled.
+      chunk_size: pairs between two savings.
+      process_index: number of this process.
+      process_count: number of processes that share the work.
+      skip_malformed: leave out rows that cannot be used, and candidates that are not in the corpus.
+      usd_per_hour: price of this process's machine.
+    """
+
+    output_dir: str
+    queries: str
+    corpus: str
+    candidates: str
+    qrels: str | None = None
+    queries_format: str = "auto"
+    corpus_format: str = "auto"
+    store: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    chunk_size: int = 4096
+    process_index: int = 0
+    process_count: int = 1
+    skip_malformed: bool = False
+    usd_per_hour: float | None = None
+
+
+class LabelJob:
+    """One labelling job, in this process.
+
+    Attributes:
+      folder: the label folder.
+      lists: its lists; after `prepare`.
+      scored: pairs that this object had scored.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        announce: Callable[[str], None],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Opens the input.
+
+        Args:
+          settings: the job.
+          announce: prints a line for people.
+          stopping: asked after each chunk; when true, `Stopped` is raised.
+
+        Raises:
+          InputError: a setting out of range, or a file that does not exist.
+        """
+        _check(settings)
+        self.folder = Path(settings.output_dir)
+        self.scored = 0
+        self._settings, self._announce, self._stopping = settings, announce, stopping
+        on_malformed: Any = "skip" if settings.skip_malformed else "raise"
+        self._malformed = MalformedReport()
+        options: dict[str, Any] = {"on_malformed": on_malformed, "report": self._malformed}
+        self._queries = open_queries_any(settings.queries, settings.queries_format, **options)
+        self._corpus = open_corpus(settings.corpus, settings.corpus_format, **options)
+        self._on_malformed = on_malformed
+        self.lists: Lists
+        self._store = LabelStore(settings.store or self.folder / "store")
+        self._plans: dict[str, Plan] = {}
+        process = (settings.process_index, settings.process_count)
+        self._session = Session(self.folder, process, usd_per_hour=settings.usd_per_hour, announce=announce)
+
+    # ------------------------------------------------------------------------------------------ lists
+
+    @functools.cached_property
+    def _query_texts(self) -> dict[str, str]:
+        return {query.id: query.text.strip() for query in self._queries.queries()}
+
+    @functools.cached_property
+    def _document_texts(self) -> Mapping[str, str]:
+        return self._corpus.texts()
+
+    def prepare(self) -> None:
+        """Samples the lists into `lists.parquet`, or finds them there.
+
+        Raises:
+          InputError: malformed input, input that does not belong together, or a folder whose lists were
+            sampled from something else.
+        """
+        wanted = self._deciding()
+        if (self.folder / LISTS).exists():
+            self.lists = Lists(self.folder)
+            lines = difference(self.lists.settings, wanted)
+            if lines:
+                shown = "\n".join(lines)
+                raise InputError(
+                    f"{self.folder} has lists of another corpus, other queries or settings (- there, + now):\n"
+                    f"{shown}\nRun it with those again, or choose another --output_dir; with "
+                    f"--store={self._store.path} nothing that is labelled there is scored again."
+                )
+        else:
+            self.lists = self._sample(wanted)
+        self._announce(
+            f"{self.lists.num_queries:,} lists, {self.lists.num_pairs:,} pairs in {self.lists.path}"
+        )
+
+    def _deciding(self) -> dict[str, Any]:
+        """What the lists are a function of; paths may change, bytes may not."""
+        settings = self._settings
+        return {
+            "queries": {"fingerprint": self._queries.fingerprint(), "format": self._queries.format},
+            "corpus": {"fingerprint": self._corpus.fingerprint(), "format": self._corpus.format},
+            "candidates": {"fingerprint": files.fingerprint(files.find(settings.candidates))},
+            "qrels": {
+                "fingerprint": files.fingerprint(files.find(settings.qrels)) if settings.qrels else None
+            },
+            "sampling": settings.sampling.to_dict(),
+            "on_malformed": self._on_malformed,
+        }
+
+    def _sample(self, deciding: Mapping[str, Any]) -> Lists:
+        settings = self._settings
+        positives = self._positives()
+        sampler = Sampler(
+            self._query_texts, self._document_texts, positives, settings.sampling,
+            skip_unknown=settings.skip_malformed,
+        )  # fmt: skip
+        with ListsWriter(self.folder, deciding) as writer:
+            for sampled in sampler.lists(stream_run(settings.candidates)):
+                writer.add(sampled.query_id, sampled.rows())
+                if writer.queries % 1000 == 0 and self._stopping():
+                    raise Stopped
+            writer.counts = sampler.report.to_dict()
+        for line in sampler.report.lines():
+            self._announce(line)
+        if self._malformed.total:
+            self._announce(self._malformed.summary())
+        return Lists(self.folder)
+
+    def _positives(self) -> Positives:
+        settings = self._settings
+        if settings.qrels is not None:
+            return Positives.from_qrels(records.read_qrels(settings.qrels), settings.qrels)
+        known = self._queries.positives
+        if known is None:
+            raise InputError(
+                f"{settings.queries} ({self._queries.format}) does not say which document each query belongs to. "
+                "Expected judgments: name them with --qrels (or queries in the InPars format)."
+            )
+        return Positives(known, settings.queries)
+
+    # ------------------------------------------------------------------------------------------ labels
+
+    def label(self, teacher: Teacher) -> str:
+        """Scores this process's share of what the store lacks.
+
+        Args:
+          teacher: the teacher.
+
+        Returns:
+          The teacher's key in the store.
+
+        Raises:
+          InputError: another teacher has that name in this folder, or the teacher's labels are not usable.
+          Stopped: a signal arrived; finished chunks are kept.
+        """
+        provenance = {**teacher.provenance, **_provenance()}
+        plan = self._plan(teacher.name, teacher.identity, provenance)
+
+        def logits(chunks: Iterator[int]) -> Iterator[np.ndarray]:
+            return teacher.logits(self._texts(plan, chunk) for chunk in chunks)
+
+        share = range(self._settings.process_index, plan.num_chunks, self._settings.process_count)
+        self._work(teacher.name, plan, share, logits)
+        self._write_info()
+        return plan.teacher_key
+
+    def ensemble(self, members: Sequence[str], weights: Sequence[float], name: str = ENSEMBLE) -> str | None:
+        """Combines members' labels, once they are complete, into those of a teacher of its own.
+
+        Args:
+          members: keys of the members in the store.
+          weights: one weight for each.
+          name: what the ensemble is called.
+
+        Returns:
+          The ensemble's key, or None while a member is not complete.
+        """
+        if any(self._plan_of(key).unfinished() for key in members):
+            return None
+        identity = ensemble_identity(members, weights)
+        plan = self._plan(name, identity, _provenance())
+        ordered = sorted(zip(members, weights, strict=True))  # as in the identity: sums in one order
+        distinct = np.unique(label_store.as_strings(plan.keys))
+        tables = [self._store.load(key, only=distinct) for key, _ in ordered]
+
+        def logits(chunks: Iterator[int]) -> Iterator[np.ndarray]:
+            for chunk in chunks:
+                found = [table.lookup(plan.keys[plan.slice(chunk)]) for table in tables]
+                if not all(there.all() for there, _ in found):
+                    raise InputError(
+                        f"{self._store.path}: labels of the ensemble's members are missing. "
+                        "Run the same command again: it scores what is missing."
+                    )
+                yield combine([values for _, values in found], [weight for _, weight in ordered])
+
+        # It costs next to nothing, so whichever process sees the members complete does all of it.
+        self._work(name, plan, range(plan.num_chunks), logits)
+        self._write_info()
+        return plan.teacher_key
+
+    def finish(self) -> bool:
+        """Writes labels.json; returns whether all labels of all teachers are there."""
+        return self._write_info()
+
+    def _plan(self, name: str, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> Plan:
+        key = label_store.teacher_key(identity)
+        with _locked(self.folder):
+            info = self.info()
+            for kind in ("teachers", "pending"):
+                other = info.get(kind, {}).get(name, key)
+                if other != key:
+                    raise InputError(
+                        f"{self.folder / INFO}: the name {name!r} belongs to teacher {other}, and this one is {key}. "
+                        f"Expected a name of its own: --teacher=NAME=SPEC. The identities are in {self._store.path}."
+                    )
+            self._store.add_teacher(identity, provenance)
+        self._plans[name] = plan = make_plan(self._store, key, self.lists, self._settings.chunk_size)
+        self._announce(
+            f"{name} ({key}): {len(plan.rows):,} pairs to score, {plan.stored:,} in the store from before"
+        )
+        self._write_info()
+        return plan
+
+    def _plan_of(self, key: str) -> Plan:
+        return next(plan for plan in self._plans.values() if plan.teacher_key == key)
+
+    def _texts(self, plan: Plan, chunk: int) -> list[PairText]:
+        queries, documents = self._query_texts, self._document_texts
+        return [
+            PairText(query_id, document_id, queries[query_id], documents[document_id].strip())
+            for query_id, document_id in plan.ids(self.lists, chunk)
+        ]
+
+    def _work(
+        self,
+        name: str,
+        plan: Plan,
+        share: Iterable[int],
+        logits: Callable[[Iterator[int]], Iterator[np.ndarray]],
+    ) -> None:
+        """Scores the unfinished chunks of `share` and writes each as a part."""
+        share = list(share)
+        todo = [chunk for chunk in share if not plan.is_done(chunk)]
+        total = sum(map(plan.size, share))
+        self._session.begin(name, total, total - sum(map(plan.size, todo)))
+        if not todo:
+            return
+        under_way: deque[int] = deque()
+
+        def chunks() -> Iterator[int]:
+            for chunk in todo:
+                under_way.append(chunk)
+                yield chunk
+
+        for values in logits(chunks()):
+            chunk = under_way.popleft()
+            self._store.write_part(plan.teacher_key, plan.part(chunk), plan.keys[plan.slice(chunk)], values)
+            self.scored += plan.size(chunk)
+            self._session.add(plan.size(chunk))
+            if self._stopping():
+                self._session.store()
+                raise Stopped
+        self._session.store()
+        if under_way:
+            raise RuntimeError(f"teacher {name!r} gave no logits for {len(under_way)} chunks")
+        self._announce(self._session.line())
+
+    # ------------------------------------------------------------------------------------------ provenance
+
+    def info(self) -> dict[str, Any]:
+        """What labels.json says now; nothing before there is one."""
+        try:
+            return json.loads((self.folder / INFO).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+
+    def _write_info(self) -> bool:
+        settings = self._settings
+        # Under the lock, the process that looks last sees the parts of all.
+        with _locked(self.folder):
+            old = self.info()
+            teachers, pending = dict(old.get("teachers", {})), dict(old.get("pending", {}))
+            unfinished = {name: len(plan.unfinished()) for name, plan in self._plans.items()}
+            for name, plan in self._plans.items():
+                teachers.pop(name, None)
+                pending.pop(name, None)
+                (pending if unfinished[name] else teachers)[name] = plan.teacher_key
+                if not unfinished[name]:
+                    self._store.clear_temporaries(plan.teacher_key, plan.job)
+            deciding = self.lists.settings
+            distinct = {len(plan.rows) + plan.stored for plan in self._plans.values()}
+            counts = {**self.lists.counts, "distinct_pairs": max(distinct, default=None)}
+            info = {
+                "format": FORMAT,
+                "complete": bool(teachers) and not pending,
+                "queries": {"path": absolute(settings.queries), **deciding["queries"]},
+                "corpus": {"path": absolute(settings.corpus), **deciding["corpus"]},
+                "candidates": {"path": absolute(settings.candidates), **deciding["candidates"]},
+                "qrels": settings.qrels and {"path": absolute(settings.qrels), **deciding["qrels"]},
+                "sampling": deciding["sampling"],
+                "counts": counts,
+                "teachers": teachers,
+                "pending": pending,
+                "store": "store" if settings.store is None else absolute(settings.store),
+                "versions": versions(),
+                "cost": totals(self.folder),
+            }
+            for kind in ("queries", "corpus"):
+                info[kind]["on_malformed"] = deciding["on_malformed"]
+            label_store.write_json(self.folder / INFO, info)
+            # What killed processes left. Nobody else writes labels.json now, nor, at the end, lists.
+            for name in (INFO, LISTS) if info["complete"] else (INFO,):
+                for path in self.folder.glob(f".{name}.*.tmp"):
+                    path.unlink(missing_ok=True)
+        return not any(unfinished.values())
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:
+    """Lines `- key: old` and `+ key: new` for what differs between two JSON objects."""
+    lines: list[str] = []
+    for name in sorted({*old, *new}):
+        one, other, place = old.get(name), new.get(name), f"{key}.{name}" if key else name
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines.extend(difference(one, other, place))
+        elif one != other:
+            lines.extend([f"- {place}: {one}", f"+ {place}: {other}"])
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide labels."""
+    found = manifest.versions()
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _provenance() -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"added": now, "command": sys.argv, "versions": versions()}
+
+
+def absolute(path: str) -> str:
+    """A path, or a comma-separated list of paths, from the root; remote ones stay as they are."""
+    parts = path.split(",")
+    return ",".join(part if "://" in part else os.path.abspath(os.path.expanduser(part)) for part in parts)
+
+
+def _check(settings: Settings) -> None:
+    if "://" in settings.output_dir:
+        raise InputError(
+            f"--output_dir={settings.output_dir}: expected a local or mounted folder (files are renamed in it)."
+        )
+    if not 0 <= settings.process_index < settings.process_count:
+        raise InputError(
+            f"--process_index={settings.process_index} of --process_count={settings.process_count}: expected a "
+            "number from 0 to one less than the count."
+        )
+    for name in ("negatives", "depth"):
+        value = getattr(settings.sampling, name)
+        if value < 1:
+            raise InputError(f"--{name}={value}: expected at least 1.")
+    if settings.chunk_size < 1:
+        raise InputError(f"--chunk_size={settings.chunk_size}: expected at least 1.")
+    if settings.usd_per_hour is not None and not settings.usd_per_hour >= 0:
+        raise InputError(f"--usd_per_hour={settings.usd_per_hour}: expected a price of at least 0.")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the system frees the lock of a process that is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            # No locks on this system. labels.json may then be one process late; running any of them again
+            # brings it up to date.
+            pass
+        yield

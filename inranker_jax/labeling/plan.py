@@ -1,0 +1,158 @@
+"""What a teacher still has to score for some lists, cut into chunks that any process can do in any order.
+
+The plan is the same for every process and after every restart: it follows from the lists and from the parts
+that the store had when the job first began, which the first process to come writes down:
+
+    STORE/teachers/<teacher key>/jobs/<request>-<attempt>.json
+
+A chunk becomes one part of the store, by one rename. So what is done is what is there, and a process that is
+killed at any moment loses at most the chunks it was computing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inranker_jax.corpora import label_store
+from inranker_jax.corpora.label_folder import Lists
+from inranker_jax.corpora.label_store import LabelStore
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The pairs that a job scores, in the order of the lists.
+
+    Attributes:
+      store: where labels go.
+      teacher_key: whose labels.
+      job: what the job's parts are called by.
+      rows: int64 [m], rows of the lists; of equal pairs the first.
+      keys: uint8 [m, 16], their keys.
+      chunk_size: pairs of a chunk.
+      stored: distinct pairs of the lists that the store had before the job.
+    """
+
+    store: LabelStore
+    teacher_key: str
+    job: str
+    rows: np.ndarray
+    keys: np.ndarray
+    chunk_size: int
+    stored: int
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks."""
+        return -(-len(self.rows) // self.chunk_size)
+
+    def part(self, chunk: int) -> str:
+        """Name of the part that a chunk becomes."""
+        return f"part-{self.job}-{chunk:06d}"
+
+    def slice(self, chunk: int) -> slice:
+        """The chunk's places in `rows` and `keys`."""
+        return slice(chunk * self.chunk_size, min(len(self.rows), (chunk + 1) * self.chunk_size))
+
+    def size(self, chunk: int) -> int:
+        """Number of pairs of a chunk."""
+        return min(len(self.rows), (chunk + 1) * self.chunk_size) - chunk * self.chunk_size
+
+    def is_done(self, chunk: int) -> bool:
+        """Whether the chunk's part is there, whole; a torn one is done again."""
+        return self.store.part_rows(self.teacher_key, self.part(chunk)) == self.size(chunk)
+
+    def unfinished(self) -> list[int]:
+        """Chunks still to be done, by any process."""
+        return [chunk for chunk in range(self.num_chunks) if not self.is_done(chunk)]
+
+    def ids(self, lists: Lists, chunk: int) -> Iterator[tuple[str, str]]:
+        """(query id, document id) of the chunk's pairs."""
+        rows = self.rows[self.slice(chunk)]
+        for part in lists.rows(int(rows[0]), int(rows[-1]) + 1):
+            first, last = np.searchsorted(rows, [part.start, part.start + len(part)])
+            for row in (rows[first:last] - part.start).tolist():
+                yield part.query_ids[row], part.document_ids[row]
+
+
+def make_plan(store: LabelStore, teacher_key: str, lists: Lists, chunk_size: int) -> Plan:
+    """Plans the labelling of `lists` by a teacher, or finds the plan of a job that has begun.
+
+    Args:
+      store: the store; its teacher is known already.
+      teacher_key: the teacher.
+      lists: the lists.
+      chunk_size: pairs of a chunk.
+
+    Returns:
+      The plan. Pairs that the store has are not in it.
+
+    Raises:
+      InputError: a part of the store is damaged.
+    """
+    flat = label_store.as_strings(lists.keys())
+    distinct, first = np.unique(flat, return_index=True)
+    del flat
+    job, snapshot = _begin(store, teacher_key, lists.fingerprint, chunk_size)
+    known = store.load(teacher_key, only=distinct, parts=snapshot).keys
+    order = np.argsort(first, kind="stable")
+    rows, keys = first[order].astype(np.int64), distinct[order]
+    keys = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, label_store.KEY_BYTES)
+    new = ~label_store.is_among(keys, known) if len(known) else np.ones(len(keys), bool)
+    return Plan(store, teacher_key, job, rows[new], keys[new], chunk_size, int((~new).sum()))
+
+
+def _begin(store: LabelStore, teacher_key: str, lists: str, chunk_size: int) -> tuple[str, list[str]]:
+    """The job's name, and the parts that the store had when it began.
+
+    When one of those was lost or torn since, the job begins anew, under another name, with the parts that are
+    whole now: among them its own.
+    """
+    request = _digest({"lists": lists, "chunk_size": chunk_size})
+    attempt = 0
+    while True:
+        path = store.folder(teacher_key) / "jobs" / f"{request}-{attempt}.json"
+        if not path.exists():
+            snapshot = {"lists": lists, "chunk_size": chunk_size, "snapshot": store.parts(teacher_key)}
+            _create(path, snapshot)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(store.part_rows(teacher_key, name) is not None for name in found["snapshot"]):
+            return _digest({**found, "attempt": attempt}), found["snapshot"]
+        attempt += 1
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(label_store.canonical_json(value).encode()).hexdigest()[:16]
+
+
+def _create(path: Path, value: Any) -> None:
+    """Writes a file whole, unless another process was first; then that one's counts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # unlike a rename, never replaces
+        except FileExistsError:
+            return
+        except OSError:
+            # A file system without hard links. Two processes that start within the same instant may then
+            # both write; their values differ only if a third job has added a part in between.
+            if not path.exists():
+                os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    label_store.sync_folder(path.parent)
