@@ -63,11 +63,11 @@ def find(path: PathType) -> list[str]:
     if not _GLOB.search(text) and "," not in text:
         _check_exists(text)
         return [text]
-    if as_path(text).exists():
+    if _exists(text):
         return [text]
     found: list[str] = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        if _GLOB.search(part) and not as_path(part).exists():
+        if _GLOB.search(part) and not _exists(part):
             matches = _matches(part)
             if not matches:
                 raise InputError.at(part, None, "no file matches", remedy="Check the path and its wildcards")
@@ -90,9 +90,19 @@ def _matches(pattern: str) -> list[str]:
     return sorted((os.fspath(path) for path in as_path(folder).glob(below)), key=natural_key)
 
 
+def _exists(name: str) -> bool:
+    try:
+        return as_path(name).exists()
+    except (ImportError, NotImplementedError) as error:
+        raise InputError.at(
+            name, None, f"this kind of remote path cannot be opened here ({error})", "",
+            "Install the package that the message names, or copy the files",
+        ) from error  # fmt: skip
+
+
 def _check_exists(name: str) -> None:
     path = as_path(name)
-    if path.exists():
+    if _exists(name):
         return
     siblings: list[str] = []
     if not is_remote(name) and path.parent.is_dir():

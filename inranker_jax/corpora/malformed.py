@@ -107,7 +107,8 @@ class RowPolicy:
           InputError: under "raise", with file and line.
         """
         if self._raises:
-            raise InputError.at(path, number, row.problem, row.expected, row.remedy or _REMEDY)
+            own = row.remedy if row.remedy.endswith(("?", ".")) or not row.remedy else f"{row.remedy}."
+            raise InputError.at(path, number, row.problem, row.expected, f"{own} {_REMEDY}".strip())
         self._tally.counts[row.kind] += 1
         places = self._tally.first.setdefault(row.kind, [])
         if len(places) < self._report.max_examples:

@@ -20,13 +20,15 @@ ENDINGS = (".txt", ".md")
 
 def find(folder: PathType) -> list[str]:
     """The text files of a folder and of those below it, hidden ones left out, in natural order."""
-    found = []
-    for path in files.as_path(folder).rglob("*"):
-        name = os.fspath(path)
-        below = name[len(os.fspath(folder)) :]
-        hidden = any(part.startswith(".") for part in re.split(r"[/\\]", below))
-        if not hidden and files.bare_name(name).endswith(ENDINGS) and path.is_file():
-            found.append(name)
+    found, folders = [], [files.as_path(folder)]
+    while folders:
+        for path in folders.pop().iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                folders.append(path)
+            elif files.bare_name(path).endswith(ENDINGS):
+                found.append(os.fspath(path))
     return sorted(found, key=files.natural_key)
 
 
