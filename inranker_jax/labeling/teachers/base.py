@@ -1,0 +1,192 @@
+"""What every teacher is: pairs in, raw logits out, and an identity by which its labels are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from inranker_jax.errors import InputError, did_you_mean
+from inranker_jax.labeling.pairs import PairText
+
+Chunk = Sequence[PairText]
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# Other frameworks' copies of the weights, which are never read.
+_NOT_DOWNLOADED = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "tf_*", "rust_*"]
+_DECIDING_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
+# What a trainer leaves beside a model without any influence on its logits.
+_NOT_DECIDING = ("README", "training_args", "trainer_state", "optimizer", "scheduler", "rng_state", ".")
+_BLOCK = 1 << 20
+
+
+class Teacher(Protocol):
+    """Labels pairs. `open_teacher` makes one.
+
+    Attributes:
+      name: how the user calls it.
+      identity: JSON-ready; equal identities give equal logits for equal texts. Labels are stored by its hash.
+      provenance: JSON-ready; worth knowing, but without influence on the logits: path, device, versions.
+    """
+
+    name: str
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+
+    def logits(self, chunks: Iterable[Chunk]) -> Iterator[np.ndarray]:
+        """Labels chunks of pairs.
+
+        Args:
+          chunks: read one ahead of what is yielded, so that devices do not wait for text.
+
+        Yields:
+          For every chunk, in order, float32 [len(chunk), 2]: the raw logits (false, true). They depend on the
+          chunk alone.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+        ...
+
+
+def split_margin(margins: np.ndarray) -> np.ndarray:
+    """Turns one logit or score m a pair into the two logits (-m/2, +m/2), whose margin is m.
+
+    >>> split_margin(np.array([3.0])).tolist()
+    [[-1.5, 1.5]]
+    """
+    half = np.asarray(margins, np.float64) / 2
+    return np.stack([-half, half], axis=-1).astype(np.float32)
+
+
+def optional_package(module: str) -> Any:
+    """Imports a package of the `teachers` extra.
+
+    Raises:
+      InputError: it is not installed; names the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"this teacher needs the package {module.replace('_', '-')}, which cannot be imported ({error}). "
+            "Run `pip install 'inranker_jax[teachers]'`."
+        ) from error
+
+
+def model_folder(source: str) -> pathlib.Path:
+    """The local folder of a Hugging Face model: the folder itself, or the snapshot of a hub id.
+
+    Raises:
+      InputError: no such folder, or the hub has no such model or cannot be reached.
+    """
+    folder = pathlib.Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError.at(source, None, "it is a file", "the folder of a model", "Give the folder")
+    if not _HUB_ID.fullmatch(source):
+        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise InputError(
+            f"{source}: no such folder. Expected a model's folder or a Hugging Face hub id."
+            f"{did_you_mean(folder.name, beside)}"
+        )
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(source, ignore_patterns=_NOT_DOWNLOADED))
+    except errors.LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{source}: no folder of that name is here, the Hugging Face cache does not hold it, and the hub "
+            "was not reached. Check the path, go online, or copy the model's folder here and give its path."
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise InputError(
+            f"{source}: no folder of that name is here and the Hugging Face hub gave none ({error}). "
+            "Check the spelling; `hf auth login` opens private models."
+        ) from error
+
+
+def folder_digest(folder: pathlib.Path) -> str:
+    """SHA-256 over the names and bytes of the files that decide a model's outputs: weights, settings, vocabulary.
+
+    Where there are safetensors, pickled weights beside them are left out, as they are not read.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.suffix in _DECIDING_SUFFIXES
+        and not path.name.startswith(_NOT_DECIDING)
+        and not {"onnx", "openvino"} & set(path.relative_to(folder).parts)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    safe = {path.parent for path in files if path.suffix == ".safetensors"}
+    digest = hashlib.sha256()
+    for path in files:
+        if path.suffix == ".bin" and path.parent in safe:
+            continue
+        digest.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file, read a MiB at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      InputError: there is no such file, or it is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError.at(path, None, "no such file", "a JSON object", "Check the path") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError.at(
+            path, getattr(error, "lineno", None), f"not JSON ({error})", "a JSON object"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError.at(path, None, f"it holds a {type(value).__name__}", "a JSON object")
+    return value
+
+
+def check_finite(logits: np.ndarray, chunk: Chunk, name: str) -> np.ndarray:
+    """Returns `logits`, float [n, 2].
+
+    Raises:
+      InputError: some are not finite; names the first such pair.
+    """
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
+    if bad.size:
+        pair = chunk[int(bad[0])]
+        raise InputError(
+            f"teacher {name!r} gave the logits {logits[bad[0]].tolist()} for query {pair.query_id!r}, document "
+            f"{pair.document_id!r} ({bad.size} of {len(chunk)} pairs are not finite). Check its parameters, or "
+            "compute in float32."
+        )
+    return logits
+
+
+def strip_pair(pair: PairText) -> tuple[str, str]:
+    """The texts as a teacher reads them, which are those that the store's key is made from."""
+    return pair.query.strip(), pair.document.strip()
