@@ -108,11 +108,8 @@ class ListsWriter:
         try:
             if error is None:
                 self._flush()
-                counts = {
-                    "queries": self.queries,
-                    "pairs": self.pairs,
-                    "fingerprint": self._digest.hexdigest(),
-                }
+                own = {"queries": self.queries, "pairs": self.pairs, "fingerprint": self._digest.hexdigest()}
+                counts = {**self.counts, **own}
                 self._file.add_key_value_metadata({"counts": json.dumps(counts)})
             self._file.close()
         except BaseException as failure:

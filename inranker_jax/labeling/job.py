@@ -268,7 +268,8 @@ class LabelJob:
             info = self.info()
             for kind in ("teachers", "pending"):
                 other = info.get(kind, {}).get(name, key)
-                if other != key:
+                # A teacher that never labelled anything (it could not be opened, say) keeps no name.
+                if other != key and self._store.parts(other):
                     raise InputError(
                         f"{self.folder / INFO}: the name {name!r} belongs to teacher {other}, and this one is {key}. "
                         f"Expected a name of its own: --teacher=NAME=SPEC. The identities are in {self._store.path}."
