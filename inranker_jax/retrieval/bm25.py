@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -189,7 +190,7 @@ class BM25Index:
                 local.scores = np.zeros(len(self.ids), np.float32)
             self._score(words, local.scores, threads > 1)
             if among is None:
-                found = np.flatnonzero(local.scores > 0)
+                found = _candidates(local.scores, k)
             else:
                 known = {place[document] for document in among.get(query.id, ()) if document in place}
                 found = np.array(sorted(known), np.int64)
@@ -229,6 +230,19 @@ class BM25Index:
         ids = self.ids
         names = ids.at(best) if isinstance(ids, index_files.DocumentIds) else [ids[i] for i in best.tolist()]
         return dict(zip(names, values[order].tolist(), strict=True))
+
+
+def _candidates(scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions (ascending) of positive scores, without most of those that cannot be among the best `k`.
+
+    The k-th best of any sample is no better than the k-th best of all, so nothing below it is needed. With a
+    sample of sqrt(k * n) of n scores about as many pass. At n = 8.8M this takes a tenth of the time of sorting
+    all positive scores out.
+    """
+    step = math.isqrt(len(scores) // k)
+    sample = scores[::step] if step > 1 else scores[:0]
+    bound = np.partition(sample, len(sample) - k)[len(sample) - k] if len(sample) > k else 0.0
+    return np.flatnonzero(scores >= bound) if bound > 0 else np.flatnonzero(scores > 0)
 
 
 class _NoPool:

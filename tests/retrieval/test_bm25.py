@@ -15,7 +15,7 @@ import pytest
 from inranker_jax.corpora import beir
 from inranker_jax.errors import InputError
 from inranker_jax.records import Document, Query
-from inranker_jax.retrieval import BM25Index
+from inranker_jax.retrieval import BM25Index, bm25
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = [
@@ -207,7 +207,7 @@ if {jax_first}:
     import jax.lax
     logging.disable(logging.NOTSET)
 from inranker_jax.records import Document, Query
-from inranker_jax.retrieval import BM25Index
+from inranker_jax.retrieval import BM25Index, bm25
 assert "bm25s" not in sys.modules
 found = BM25Index.build([Document("1", "wave")]).search([Query("q", "wave")])
 assert list(found["q"]) == ["1"]
@@ -254,3 +254,19 @@ def _ndcg(shared_data, name, language, judged_only):
     )
     values = pytrec_eval.RelevanceEvaluator(collection.qrels, ["ndcg_cut_10"]).evaluate(run)
     return sum(value["ndcg_cut_10"] for value in values.values()) / len(collection.qrels)
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+@pytest.mark.parametrize("levels", [2, 50, 10**6])
+def test_no_candidate_of_the_best_is_lost_among_many_documents(k, levels):
+    random = np.random.default_rng(3)
+    for share in (0.001, 0.02, 0.6):
+        scores = np.where(
+            random.random(40_000) < share, np.ceil(random.random(40_000) * levels) / levels, 0.0
+        ).astype(np.float32)
+        found = bm25._candidates(scores, k)
+        order = np.lexsort((np.arange(40_000), -scores))
+        best = [i for i in order[:k] if scores[i] > 0]
+        assert set(best) <= set(found.tolist())
+        assert np.all(scores[found] > 0)
+        assert np.all(np.diff(found) > 0)
