@@ -234,6 +234,8 @@ def source_identity(task: seqio.Task, split: str, use_cached: bool = False) -> s
 
 
 def _source_files(task: seqio.Task, split: str, use_cached: bool) -> list[list[Any]] | None:
+    if use_cached and not task.get_cached_stats(split)["examples"]:
+        return None  # SeqIO cannot open an empty split of its cache
     source = task._get_cached_source(split) if use_cached else task.source
     if isinstance(source, sources.LabelledPairs):
         paths = source.source_files(split)

@@ -58,12 +58,15 @@ _NO_QUERY = {"query_id": "", "query": "", "query_metadata": "{}", "score": -1.0}
 _NO_PASSAGE = {"passage_id": "", "passage": "", "passage_metadata": "{}", "score": -1.0}
 
 Rows = Callable[[], Iterator[dict[str, Any]]]
+Check = Callable[[], None]
 
 
 class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A TFDS builder over readers of rows, one per split; examples keep the readers' order."""
 
     VERSION = tfds.core.Version(VERSION)
+    # TFDS would look for a file of download checksums beside the code; nothing is downloaded.
+    code_path = None
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Prepared by inranker_jax."}
 
     def __init__(
@@ -73,6 +76,7 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         feature_spec: Mapping[str, Any],
         splits: Mapping[str, Rows],
         description: str,
+        check: Check = lambda: None,
     ):
         """Describes the dataset; nothing is read.
 
@@ -82,6 +86,7 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
           feature_spec: its TFDS features.
           splits: a function that yields rows, for each split.
           description: what it is made from.
+          check: called before each row; may raise to stop.
 
         Raises:
           InputError: the name is not one that TFDS takes.
@@ -93,6 +98,7 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
             )
         self.name = name
         self._feature_spec, self._rows, self._description = dict(feature_spec), dict(splits), description
+        self._check = check
         # TFDS looks for metadata of every dataset in its public bucket; ours are not there.
         gcs_utils._is_gcs_disabled = True
         super().__init__(data_dir=os.fspath(data_dir))
@@ -110,17 +116,30 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         return {split: self._generate_examples(split) for split in self._rows}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from enumerate(self._rows[split]())
+        for number, row in enumerate(self._rows[split]()):
+            self._check()
+            yield number, row
 
-    def prepare(self, num_shards: int | None = None) -> pathlib.Path:
-        """Writes the dataset, unless it is there.
+    def prepare(self, num_shards: int | None = None, overwrite: bool = False) -> pathlib.Path:
+        """Writes the dataset; it appears whole or not at all.
 
         Args:
           num_shards: files per split; by default TFDS decides by size.
+          overwrite: write it anew where there is one. (TFDS itself would keep the old one without a word.)
 
         Returns:
           Its folder.
+
+        Raises:
+          InputError: there is one.
         """
+        if self.is_prepared():
+            if not overwrite:
+                raise InputError.at(
+                    self.data_dir, None, "this dataset is there already", "a new name",
+                    "Choose another name, or pass --overwrite (overwrite=True) to write it anew",
+                )  # fmt: skip
+            self.data_path.rmtree()
         config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=num_shards)
         self.download_and_prepare(download_config=config)
         return pathlib.Path(self.data_dir)
@@ -133,6 +152,8 @@ def prepare_labels(
     *,
     description: str = "Labelled pairs.",
     num_shards: int | None = None,
+    overwrite: bool = False,
+    check: Check = lambda: None,
 ) -> pathlib.Path:
     """Writes the examples of a source (of a task: `task.source`) as a TFDS dataset.
 
@@ -142,17 +163,20 @@ def prepare_labels(
       source: where the examples come from.
       description: what they are, for the dataset's metadata.
       num_shards: files per split.
+      overwrite: write it anew where there is one.
+      check: called before each row; may raise to stop.
 
     Returns:
       The dataset's folder.
 
     Raises:
-      InputError: the name is not one that TFDS takes, every split is empty, or as the source's reader raises.
+      InputError: the name is not one that TFDS takes or taken, every split is empty, or as the source's reader raises.
     """
     splits = {split: _numbered(source, split) for split in source.splits if _has_rows(source, split)}
     if not splits:
         raise InputError(f"TFDS dataset {name}: the labels hold no examples. Expected at least one.")
-    return CollectionBuilder(name, data_dir, LABELLED_FEATURES, splits, description).prepare(num_shards)
+    builder = CollectionBuilder(name, data_dir, LABELLED_FEATURES, splits, description, check)
+    return builder.prepare(num_shards, overwrite)
 
 
 def _has_rows(source: sources.LabelledPairs, split: str) -> bool:
@@ -164,7 +188,13 @@ def _numbered(source: sources.LabelledPairs, split: str) -> Rows:
 
 
 def prepare_beir(
-    name: str, data_dir: PathType, folder: PathType, *, num_shards: int | None = None
+    name: str,
+    data_dir: PathType,
+    folder: PathType,
+    *,
+    num_shards: int | None = None,
+    overwrite: bool = False,
+    check: Check = lambda: None,
 ) -> pathlib.Path:
     """Writes a BEIR folder as a TFDS dataset with the features and splits of TFDS's own `beir`.
 
@@ -175,12 +205,14 @@ def prepare_beir(
       data_dir: folder of TFDS datasets.
       folder: the BEIR folder; all its qrels files become splits (`dev` becomes `validation`).
       num_shards: files per split.
+      overwrite: write it anew where there is one.
+      check: called before each row; may raise to stop.
 
     Returns:
       The dataset's folder.
 
     Raises:
-      InputError: as the readers of the BEIR folder do.
+      InputError: as the readers of the BEIR folder do, or the name is taken.
     """
     qrels = {path.stem: path.stem for path in sorted(pathlib.Path(folder).glob("qrels/*.tsv"))}
 
@@ -213,9 +245,8 @@ def prepare_beir(
 
     splits: dict[str, Rows] = {"query": queries, "passage": passages}
     splits |= {"validation" if split == "dev" else split: judged(split) for split in qrels}
-    return CollectionBuilder(name, data_dir, BEIR_FEATURES, splits, f"BEIR folder {folder}.").prepare(
-        num_shards
-    )
+    builder = CollectionBuilder(name, data_dir, BEIR_FEATURES, splits, f"BEIR folder {folder}.", check)
+    return builder.prepare(num_shards, overwrite)
 
 
 def _passage(identifier: str, text: str, title: str) -> dict[str, Any]:
@@ -280,12 +311,17 @@ def open_builder(tfds_name: str, data_dir: PathType | None = None) -> Any:
     gcs_utils._is_gcs_disabled = True
     try:
         builder = tfds.builder(tfds_name, data_dir=None if data_dir is None else os.fspath(data_dir))
-        if not isinstance(builder, tfds.core.ReadOnlyBuilder):
+        if not builder.is_prepared():
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise InputError(
             f"no TFDS dataset {tfds_name!r} in {data_dir or 'the default folder of TFDS'} "
             f"({str(error).splitlines()[0]}). Prepare it with `python -m inranker_jax.prepare_tfds`."
+        ) from error
+    except ModuleNotFoundError as error:
+        # TFDS imports what the preparation of its own datasets needs only then, and does not require it.
+        raise InputError(
+            f"TFDS needs the package {error.name!r} to prepare {tfds_name!r}. Run `pip install {error.name}`."
         ) from error
     return builder
 
