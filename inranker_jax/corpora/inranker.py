@@ -292,7 +292,8 @@ def text_id(text: str) -> str:
 def write_msmarco_tsv(path: PathType, pairs: Iterable[LabelledPair]) -> int:
     """Writes pairs in the form of InRanker's MS MARCO TSV, `positive_score negative_score query_id doc_id`.
 
-    Streaming; the file appears whole or not at all. Logits read back as the same numbers. The texts are not
+    Streaming; the file appears whole or not at all. Logits read back as the same float32 (or float64, where they
+    are no float32). The texts are not
     in this format: keep the queries and the collection.
 
     Args:

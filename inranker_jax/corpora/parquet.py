@@ -41,7 +41,8 @@ class ParquetRows:
             ) from error  # fmt: skip
         with open_raw(self.path) as raw:
             try:
-                file = pq.ParquetFile(raw)
+                # Buffering ahead would hold the whole file.
+                file = pq.ParquetFile(raw, pre_buffer=False)
                 names = [name for name in file.schema_arrow.names if name in _NAMES]
                 if not names:
                     raise InputError.at(

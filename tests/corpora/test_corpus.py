@@ -235,7 +235,7 @@ def test_a_source_without_rows_is_an_error(tmp_path: pathlib.Path, opened: Any) 
 def test_a_cut_off_file_is_never_skipped(tmp_path: pathlib.Path) -> None:
     whole = gzip.compress(b"".join(b"d%d\ttext %d\n" % (row, row * row) for row in range(5000)))
     (tmp_path / "cut.tsv.gz").write_bytes(whole[:-3000])
-    with pytest.raises(InputError, match="cut.tsv.gz: not a whole gzip file"):
+    with pytest.raises(InputError, match=r"cut.tsv.gz: not a whole gzip file"):
         list(open_corpus(tmp_path / "cut.tsv.gz", on_malformed="skip").documents())
 
 
@@ -244,7 +244,7 @@ def test_a_corpus_that_changes_under_its_texts_is_reported(tmp_path: pathlib.Pat
     texts = open_corpus(path).texts()
     with open(path, "r+b") as file:
         file.write(b"[")
-    with pytest.raises(InputError, match="c.jsonl: the file changed while it was read"):
+    with pytest.raises(InputError, match=r"c.jsonl: the file changed while it was read"):
         texts["a"]
 
 

@@ -65,10 +65,10 @@ def test_what_cannot_be_told_lists_the_formats(tmp_path: pathlib.Path) -> None:
     with pytest.raises(InputError, match=rf"empty: cannot tell the format of this folder.*{listed}"):
         open_corpus(tmp_path / "empty")
     with pytest.raises(
-        InputError, match="empty: no tsv file in this folder. Expected names that end with .tsv or"
+        InputError, match=r"empty: no tsv file in this folder. Expected names that end with .tsv or"
     ):
         open_corpus(tmp_path / "empty", "tsv")
-    with pytest.raises(InputError, match="c.dat: this is a file. Expected a BEIR folder with corpus.jsonl"):
+    with pytest.raises(InputError, match=r"c.dat: this is a file. Expected a BEIR folder with corpus.jsonl"):
         open_corpus(tmp_path / "c.dat", "beir")
     write(tmp_path / "a.tsv", "x\ty\n")
     write(tmp_path / "b.jsonl", '{"id": "a", "text": "t"}\n')

@@ -101,7 +101,7 @@ def test_bad_rows_are_named(tmp_path: pathlib.Path, row: Any, kind: str, message
 def test_a_file_without_documents_is_no_corpus(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "q.jsonl", [{"doc_id": "a", "query": "x"}])
     assert next(inpars.read(path)).document is None
-    with pytest.raises(InputError, match="q.jsonl:1: no 'text'"):
+    with pytest.raises(InputError, match=r"q.jsonl:1: no 'text'"):
         list(open_corpus(path).documents())
 
 

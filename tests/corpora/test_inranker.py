@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 
-from inranker_jax.corpora.inranker import ReadReport, read_beir_jsonl, read_msmarco_tsv, text_id
+from inranker_jax.corpora.inranker import (
+    ReadReport,
+    read_beir_jsonl,
+    read_msmarco_tsv,
+    text_id,
+    write_beir_jsonl,
+    write_msmarco_tsv,
+)
 from inranker_jax.errors import InputError
 from inranker_jax.records import LabelledPair
 
@@ -212,3 +221,74 @@ def test_real_teacher_files(shared_data: pathlib.Path) -> None:
         assert (a.query, a.document, a.logits) == (b.query, b.document, b.logits)
     with pytest.raises(InputError, match=r"lies 6\.\d\d \(standard error 0\.\d\d\) BELOW"):
         list(read_msmarco_tsv(*arguments, titles=False, swapped=True))
+
+
+WRITTEN = [
+    LabelledPair("q1", "0", "first query", "zero", (-0.1, 2.5)),
+    LabelledPair("q1", "1", "first query", "one", (float(np.float32(0.1)), -1e-7)),
+    LabelledPair("q2", "1", "second", "one", (4.0, float(np.float32(-1 / 3)))),
+]
+
+
+def single(pairs: Iterable[LabelledPair]) -> list[tuple[str, str, str, str, list[float]]]:
+    """The pairs with their logits as float32, which is what files keep exactly."""
+    return [
+        (pair.query_id, pair.document_id, pair.query, pair.document, np.float32(pair.logits).tolist())
+        for pair in pairs
+    ]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_what_is_written_reads_back(tmp_path: pathlib.Path, ending: str) -> None:
+    if ending == ".zst":
+        pytest.importorskip("zstandard")
+    assert write_msmarco_tsv(tmp_path / f"l.tsv{ending}", iter(WRITTEN)) == 3
+    assert single(read_tsv(tmp_path / f"l.tsv{ending}")) == single(WRITTEN)
+    odd = [LabelledPair("", "", "“q”\u2028\t", 'd "x"\n', (0.5, 1.0)), *WRITTEN]
+    assert write_beir_jsonl(tmp_path / f"l.jsonl{ending}", odd) == 4
+    back = single(read_beir_jsonl(tmp_path / f"l.jsonl{ending}"))
+    assert [pair[2:] for pair in back] == [
+        (query.strip(), document.strip(), logits) for _, _, query, document, logits in single(odd)
+    ]
+
+
+def test_the_written_columns_are_the_published_ones(tmp_path: pathlib.Path) -> None:
+    write_msmarco_tsv(tmp_path / "l.tsv", WRITTEN)
+    assert (tmp_path / "l.tsv").read_text().splitlines()[:2] == ["2.5\t-0.1\tq1\t0", "-1e-07\t0.1\tq1\t1"]
+    write_beir_jsonl(tmp_path / "l.jsonl", WRITTEN)
+    assert json.loads((tmp_path / "l.jsonl").read_text().splitlines()[0]) == {
+        "query": "first query",
+        "contents": "zero",
+        "true_logit": 2.5,
+        "false_logit": -0.1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (LabelledPair("a\tb", "0", "q", "d", (0.0, 1.0)), r"cannot write query id 'a\\tb'"),
+        (LabelledPair("a", "", "q", "d", (0.0, 1.0)), "cannot write document id ''"),
+        (LabelledPair("a", " 0", "q", "d", (0.0, 1.0)), "cannot write document id ' 0'"),
+        (LabelledPair("a", "0", "q", "d", (0.0, float("nan"))), "cannot write the logits .*nan"),
+        (LabelledPair("a", "0", "q", "d", (1e39, 0.0)), "cannot write the logits"),
+    ],
+)
+def test_what_cannot_be_written_leaves_no_file(
+    tmp_path: pathlib.Path, pair: LabelledPair, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        write_msmarco_tsv(tmp_path / "l.tsv", [*WRITTEN, pair])
+    if "logits" in message:
+        with pytest.raises(InputError, match=message):
+            write_beir_jsonl(tmp_path / "l.jsonl", [*WRITTEN, pair])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_labels_written_and_read_are_the_same_pairs(
+    shared_data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = shared_data / "beir" / "pira-pt"  # the Portuguese texts of labels scored in English
+    pairs = list(read_msmarco_tsv(shared_data / "teacher" / "pira_en_human.tsv", folder, folder))
+    assert write_msmarco_tsv(tmp_path / "l.tsv", pairs) == len(pairs) == 4520
+    assert list(read_msmarco_tsv(tmp_path / "l.tsv", folder, folder)) == pairs

@@ -95,3 +95,22 @@ def test_open_texts_of_every_kind(tmp_path: pathlib.Path) -> None:
     assert isinstance(open_documents(plain), Collection)
     assert open_documents(tmp_path) == {"0": "Nil zero"}
     assert open_documents(tmp_path, titles=False) == open_queries(tmp_path) == mapping
+    for name in ("corpus.jsonl", "corpus.*l"):
+        assert open_documents(tmp_path / name) == {"0": "Nil zero"}
+        assert open_documents(tmp_path / name, titles=False) == mapping
+    assert open_queries(tmp_path / "queries.jsonl") == mapping
+
+
+def test_a_header_is_no_passage(tmp_path: pathlib.Path) -> None:
+    for name in ("c.tsv", "topics.txt"):
+        path = write(tmp_path / name, "id\ttitle\ttext\n0\tNil\tzero\n")
+        assert open_documents(path) == {"0": "Nil zero"}
+        assert open_queries(path) == {"0": "zero"}
+
+
+def test_what_is_missing_is_named(tmp_path: pathlib.Path) -> None:
+    for opened in (open_documents, open_queries):
+        with pytest.raises(InputError, match=r"none.tsv: no such file"):
+            opened(tmp_path / "none.tsv")
+        with pytest.raises(InputError, match=r"none.jsonl: no such file"):
+            opened(tmp_path / "none.jsonl")
