@@ -291,11 +291,6 @@ class LabelStore:
             all_logits.append(logits)
         return LabelTable(np.concatenate(all_keys), np.concatenate(all_logits))
 
-    def clear_temporaries(self, key: str, job: str) -> None:
-        """Removes what killed processes of a finished job left behind."""
-        for path in self.folder(key).glob(f".part-{job}-*.tmp"):
-            path.unlink(missing_ok=True)
-
     def _names(self, key: str) -> list[str]:
         names = (path.stem for path in self.folder(key).glob("part-*.parquet"))
         return sorted(name for name in names if _PART.fullmatch(name))

@@ -347,7 +347,7 @@ class LabelJob:
                 pending.pop(name, None)
                 (pending if unfinished[name] else teachers)[name] = plan.teacher_key
                 if not unfinished[name]:
-                    self._store.clear_temporaries(plan.teacher_key, plan.job)
+                    plan.clear_temporaries()
             deciding = self.lists.settings
             distinct = {len(plan.rows) + plan.stored for plan in self._plans.values()}
             counts = {**self.lists.counts, "distinct_pairs": max(distinct, default=None)}

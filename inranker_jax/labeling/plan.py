@@ -35,6 +35,7 @@ class Plan:
     Attributes:
       store: where labels go.
       teacher_key: whose labels.
+      request: what the job's file is called by.
       job: what the job's parts are called by.
       rows: int64 [m], rows of the lists; of equal pairs the first.
       keys: uint8 [m, 16], their keys.
@@ -44,6 +45,7 @@ class Plan:
 
     store: LabelStore
     teacher_key: str
+    request: str
     job: str
     rows: np.ndarray
     keys: np.ndarray
@@ -75,6 +77,13 @@ class Plan:
         """Chunks still to be done, by any process."""
         return [chunk for chunk in range(self.num_chunks) if not self.is_done(chunk)]
 
+    def clear_temporaries(self) -> None:
+        """Removes what killed processes left in the store, once all chunks are done."""
+        folder = self.store.folder(self.teacher_key)
+        for pattern in (f".part-{self.job}-*.tmp", f"jobs/.{self.request}-*.tmp", ".teacher.json.*.tmp"):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+
     def ids(self, lists: Lists, chunk: int) -> Iterator[tuple[str, str]]:
         """(query id, document id) of the chunk's pairs."""
         rows = self.rows[self.slice(chunk)]
@@ -102,17 +111,17 @@ def make_plan(store: LabelStore, teacher_key: str, lists: Lists, chunk_size: int
     flat = label_store.as_strings(lists.keys())
     distinct, first = np.unique(flat, return_index=True)
     del flat
-    job, snapshot = _begin(store, teacher_key, lists.fingerprint, chunk_size)
+    request, job, snapshot = _begin(store, teacher_key, lists.fingerprint, chunk_size)
     known = store.load(teacher_key, only=distinct, parts=snapshot).keys
     order = np.argsort(first, kind="stable")
     rows, keys = first[order].astype(np.int64), distinct[order]
     keys = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, label_store.KEY_BYTES)
     new = ~label_store.is_among(keys, known) if len(known) else np.ones(len(keys), bool)
-    return Plan(store, teacher_key, job, rows[new], keys[new], chunk_size, int((~new).sum()))
+    return Plan(store, teacher_key, request, job, rows[new], keys[new], chunk_size, int((~new).sum()))
 
 
-def _begin(store: LabelStore, teacher_key: str, lists: str, chunk_size: int) -> tuple[str, list[str]]:
-    """The job's name, and the parts that the store had when it began.
+def _begin(store: LabelStore, teacher_key: str, lists: str, chunk_size: int) -> tuple[str, str, list[str]]:
+    """The names of the job's file and of its parts, and the parts that the store had when it began.
 
     When one of those was lost or torn since, the job begins anew, under another name, with the parts that are
     whole now: among them its own.
@@ -126,7 +135,7 @@ def _begin(store: LabelStore, teacher_key: str, lists: str, chunk_size: int) -> 
             _create(path, snapshot)
         found = json.loads(path.read_text(encoding="utf-8"))
         if all(store.part_rows(teacher_key, name) is not None for name in found["snapshot"]):
-            return _digest({**found, "attempt": attempt}), found["snapshot"]
+            return request, _digest({**found, "attempt": attempt}), found["snapshot"]
         attempt += 1
 
 
