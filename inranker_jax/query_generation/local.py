@@ -240,7 +240,7 @@ def _load(settings: LocalSettings) -> tuple[Any, Any, Any]:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model, padding_side="left")
         dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        model = transformers.AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
@@ -257,7 +257,7 @@ def _load(settings: LocalSettings) -> tuple[Any, Any, Any]:
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
     try:
-        model = model.to(torch.device(device))
+        model = model.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--device={device}: the model cannot be put there ({reason}).") from error

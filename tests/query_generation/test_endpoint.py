@@ -1,0 +1,356 @@
+"""Against a real HTTP server which fails, stalls, truncates and limits its rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from inranker_jax.errors import InputError
+from inranker_jax.query_generation import endpoint
+from inranker_jax.query_generation.budget import Budget
+from inranker_jax.query_generation.endpoint import EndpointGenerator, EndpointSettings, parse_retry_after
+from inranker_jax.query_generation.generators import Generation, Request
+from inranker_jax.query_generation.secret import Secret
+from inranker_jax.records import Document
+from tests.query_generation import server
+from tests.query_generation.server import Behaviour, serve, status
+
+
+def requests(number: int) -> list[Request]:
+    return [
+        Request(Document(f"d{i}", f"text of word{i}"), f"Document: text of word{i}\nRelevant Query:")
+        for i in range(number)
+    ]
+
+
+def collect(
+    behaviour: Behaviour,
+    asked: Iterable[Request],
+    *,
+    key: Secret | None = None,
+    budget: Budget | None = None,
+    **settings: Any,
+) -> dict[str, Generation]:
+    budget = budget or Budget()
+    values: dict[str, Any] = {
+        "url": behaviour.url,
+        "model": "tiny",
+        "back_off": 0.01,
+        "timeout": 5.0,
+    } | settings
+    generator = EndpointGenerator(EndpointSettings(**values), key, budget)
+    found: dict[str, Generation] = {}
+    for answers in generator.generate(asked, lambda: False):
+        for answer in answers:
+            assert answer.document_id not in found
+            found[answer.document_id] = answer
+            budget.spent.add(answer)
+    return found
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_one_request_in_full(api: str) -> None:
+    with serve(Behaviour()) as behaviour:
+        found = collect(behaviour, requests(1), api=api, max_new_tokens=17, key=Secret("sk-0123456789"))
+    (request,) = behaviour.requests
+    assert behaviour.paths == [f"/v1/{'chat/' if api == 'chat' else ''}completions"]
+    assert behaviour.headers[0]["Authorization"] == "Bearer sk-0123456789"
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("tiny", 0, 17)
+    assert request["stop"] == ["\n"]
+    assert request["logprobs"] == (True if api == "chat" else 1)
+    assert behaviour.prompts() == [requests(1)[0].prompt]
+    assert found["d0"] == Generation(
+        "d0",
+        "what is meant by word0 here?",
+        log_probs=(-0.25, -0.5, -0.75, -1.0, -1.25, -1.5),
+        prompt_tokens=6,
+        completion_tokens=6,
+    )
+
+
+def test_only_the_first_line_counts() -> None:
+    """A server that ignores `stop` returns more; neither the text nor its log-probabilities are kept."""
+    with serve(Behaviour(answer=lambda prompt: " what now?\n\nExample 5: more")) as behaviour:
+        found = collect(behaviour, requests(1))
+    assert found["d0"].query == "what now?"
+    assert found["d0"].log_probs == (-0.25, -0.5)
+
+
+TROUBLES = {
+    "500": status(500),
+    "503": status(503, {"detail": "loading"}),
+    "429": status(429),
+    "reset": server.reset,
+    "stall": server.stall(2.0),
+    "dribble": server.dribble(2.0),
+    "cut_short": server.cut_short,
+    "half_json": server.half_json,
+    "no_choices": status(200, {"choices": []}),
+    "no_text": status(200, {"choices": [{"text": 7}]}),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_what_may_pass_is_tried_again(name: str) -> None:
+    with serve(Behaviour(troubles=[TROUBLES[name], TROUBLES[name]])) as behaviour:
+        found = collect(behaviour, requests(1), timeout=0.3)
+    assert found["d0"].query == "what is meant by word0 here?"
+    assert found["d0"].attempts == 3
+    assert found["d0"].error == ""
+
+
+def test_all_troubles_under_load() -> None:
+    troubles: list[Any] = [None]
+    for trouble in TROUBLES.values():
+        troubles += [trouble, None, None]
+    with serve(Behaviour(troubles=troubles, delay=0.01)) as behaviour:
+        found = collect(behaviour, requests(60), timeout=0.5, concurrency=6)
+    assert {key: value.query for key, value in found.items()} == {
+        f"d{i}": f"what is meant by word{i} here?" for i in range(60)
+    }
+    assert 3 <= behaviour.most_at_once <= 6 + 2, "six workers; a stalled answer may outlive its client"
+    assert len(behaviour.requests) == 60 + len(TROUBLES)
+    # A reset of a kept connection says nothing about the request, and is not counted as an attempt.
+    assert sum(value.attempts for value in found.values()) in (69, 70)
+
+
+def test_back_off_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint.random, "uniform", lambda low, high: high)
+    with serve(Behaviour(troubles=[status(500)] * 4)) as behaviour:
+        collect(behaviour, requests(1), back_off=0.05)
+    gaps = [later - earlier for earlier, later in zip(behaviour.times, behaviour.times[1:], strict=False)]
+    for gap, wanted in zip(gaps, [0.05, 0.1, 0.2, 0.4], strict=True):
+        assert wanted <= gap < wanted + 0.15
+
+
+def test_retry_after_holds_every_worker() -> None:
+    behaviour = Behaviour(troubles=[None, status(429, Retry_After="0.6")])
+    with serve(behaviour):
+        found = collect(behaviour, requests(12), concurrency=2)
+    assert len(found) == 12
+    # The one request beside the refused one may still have been on its way.
+    waited = [moment for moment in behaviour.times if 0.1 < moment - behaviour.times[1] < 0.55]
+    assert not waited
+    assert behaviour.times[-1] - behaviour.times[1] >= 0.6
+
+
+def test_a_long_retry_after_ends_the_run() -> None:
+    with (
+        serve(Behaviour(troubles=[status(429, Retry_After="7200")])) as behaviour,
+        pytest.raises(InputError, match=r"asks to wait for 2h00m"),
+    ):
+        collect(behaviour, requests(3))
+    assert len(behaviour.requests) == 1
+
+
+def test_retry_after_forms() -> None:
+    assert parse_retry_after(None, 0.0) is None
+    assert parse_retry_after("1.5", 0.0) == 1.5
+    assert parse_retry_after("-3", 0.0) == 0.0
+    assert parse_retry_after("Thu, 01 Jan 1970 00:00:20 GMT", 15.0) == 5.0
+    assert parse_retry_after("soon", 0.0) is None
+    assert parse_retry_after("nan", 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (401, "wants a key, and none was sent"),
+        (403, "wants a key"),
+        (404, "no such path, or no model 'tiny'"),
+        (405, "no such path"),
+        (400, r"status 400 \(no luck\): the server refuses the request"),
+        (402, "refuses"),
+        (307, "redirects"),
+    ],
+)
+def test_what_will_not_pass_ends_the_run_at_once(code: int, words: str) -> None:
+    with (
+        serve(Behaviour(troubles=[status(code)] * 50)) as behaviour,
+        pytest.raises(InputError, match=words),
+    ):
+        collect(behaviour, requests(20), concurrency=4)
+    assert len(behaviour.requests) == 1
+
+
+def test_a_used_up_quota_is_not_waited_for() -> None:
+    body = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
+    with (
+        serve(Behaviour(troubles=[status(429, body)] * 5)) as behaviour,
+        pytest.raises(InputError, match="exceeded your quota"),
+    ):
+        collect(behaviour, requests(2))
+    assert len(behaviour.requests) == 1
+
+
+def test_answers_in_flight_survive_a_fatal_error() -> None:
+    """What other workers were already being answered is paid for: it arrives before the error is raised."""
+    behaviour = Behaviour(troubles=[None, status(401)], delay=0.2)
+    found: list[str] = []
+    with serve(behaviour):
+        generator = EndpointGenerator(EndpointSettings(behaviour.url, "tiny", concurrency=4))
+        with pytest.raises(InputError, match="401"):
+            for answers in generator.generate(requests(30), lambda: False):
+                found += [answer.document_id for answer in answers]
+    assert len(found) == len(behaviour.requests) - 1 >= 4
+
+
+def test_one_bad_document_among_good_ones_is_a_failure_of_its_own() -> None:
+    """After an answer, a 400 is about the document (too long for the model), and is not tried again."""
+    with serve(Behaviour(troubles=[None, status(400)])) as behaviour:
+        found = collect(behaviour, requests(4), concurrency=1)
+    assert found["d1"].error == "status 400 (no luck)"
+    assert [key for key, value in found.items() if not value.error] == ["d0", "d2", "d3"]
+    assert len(behaviour.requests) == 4
+
+
+def test_retries_end() -> None:
+    with serve(Behaviour(troubles=[status(500)] * 3)) as behaviour:
+        found = collect(behaviour, requests(2), max_retries=2, concurrency=1)
+    assert found["d0"].error == "status 500 (no luck), after 3 attempts"
+    assert found["d0"].query == ""
+    assert found["d1"].error == ""
+
+
+def test_a_server_that_gives_no_log_probabilities() -> None:
+    refuse = status(400, {"error": {"message": "logprobs is not supported"}})
+    with serve(Behaviour(troubles=[refuse])) as behaviour:
+        found = collect(behaviour, requests(3))
+    assert all(value.log_probs is None and value.query for value in found.values())
+    assert [("logprobs" in request) for request in behaviour.requests] == [True, False, False, False]
+
+
+def test_a_server_that_wants_the_newer_name_of_the_length() -> None:
+    refuse = status(400, {"error": {"message": "Unsupported: 'max_tokens'. Use 'max_completion_tokens'."}})
+    with serve(Behaviour(troubles=[refuse])) as behaviour:
+        collect(behaviour, requests(2), api="chat", max_new_tokens=9)
+    assert [request.get("max_completion_tokens") for request in behaviour.requests] == [None, 9, 9]
+    assert "max_tokens" not in behaviour.requests[-1]
+
+
+def test_without_usage_tokens_are_estimated() -> None:
+    with serve(Behaviour(usage=False)) as behaviour:
+        found = collect(behaviour, requests(1))
+    assert found["d0"].estimated
+    assert found["d0"].prompt_tokens > 5
+    assert found["d0"].completion_tokens > 4
+
+
+# ---------------------------------------------------------------------------------------------- budget
+
+
+def test_a_budget_of_requests_counts_attempts() -> None:
+    budget = Budget(requests=5)
+    with serve(Behaviour(troubles=[None, status(500)])) as behaviour:
+        found = collect(behaviour, requests(20), budget=budget, concurrency=4)
+    assert len(behaviour.requests) == 5
+    assert sum(not value.error for value in found.values()) == 4
+    assert budget.exhausted == "5 requests"
+
+
+def test_a_budget_of_tokens_is_not_exceeded() -> None:
+    budget = Budget(tokens=200)
+    with serve(Behaviour()) as behaviour:
+        found = collect(behaviour, requests(50), budget=budget, concurrency=4, max_new_tokens=10)
+    # 12 tokens an answer by the server's count; 20 or so are set aside for each until it is back.
+    assert 150 < budget.spent.tokens <= 200
+    assert len(found) == len(behaviour.requests) == budget.spent.tokens // 12
+    assert budget.exhausted == "200 tokens"
+
+
+def test_a_budget_of_dollars() -> None:
+    budget = Budget(usd=0.001, prices=(1.0, 10.0))
+    with serve(Behaviour()) as behaviour:
+        collect(behaviour, requests(100), budget=budget, concurrency=3, max_new_tokens=10)
+    spent = budget.spent.usd(budget.prices)
+    assert spent is not None
+    assert 0.0007 < spent <= 0.001
+    assert budget.exhausted == "$0.001"
+
+
+def test_dollars_need_prices() -> None:
+    with pytest.raises(InputError, match="usd_per_million_tokens"):
+        Budget(usd=1.0)
+
+
+def test_a_stop_is_heeded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal during a stall: the run leaves after its grace period, without the stalled answers."""
+    monkeypatch.setattr(endpoint, "_GRACE", 0.5)
+    behaviour = Behaviour(troubles=[None, server.stall(20.0)])
+    with serve(behaviour):
+        generator = EndpointGenerator(EndpointSettings(behaviour.url, "tiny", concurrency=2))
+        found: list[str] = []
+        started = time.monotonic()
+        for answers in generator.generate(requests(2), lambda: time.monotonic() > started + 0.2):
+            found += [answer.document_id for answer in answers]
+    assert found == ["d0"]
+    assert time.monotonic() - started < 4
+
+
+# ---------------------------------------------------------------------------------------------- addresses
+
+
+def test_the_only_model_is_found() -> None:
+    with serve(Behaviour(models=("org/model-7b",))) as behaviour:
+        generator = EndpointGenerator(EndpointSettings(behaviour.url))
+    assert generator.name == "openai:org/model-7b"
+    assert generator.identity["model"] == "org/model-7b"
+
+
+def test_several_models_are_listed() -> None:
+    with (
+        serve(Behaviour(models=("one", "two"))) as behaviour,
+        pytest.raises(InputError, match=r"which model\? Give --model=NAME; it serves one, two"),
+    ):
+        EndpointGenerator(EndpointSettings(behaviour.url))
+
+
+def test_no_server() -> None:
+    with serve(Behaviour()) as behaviour:
+        pass
+    with pytest.raises(InputError, match=r"connection refused\. Check that the server runs"):
+        EndpointGenerator(EndpointSettings(behaviour.url))
+
+
+@pytest.mark.parametrize(
+    ("url", "api", "shown"),
+    [
+        ("http://host:8000", None, "http://host:8000/v1/completions"),
+        ("http://host:80/v1/", "chat", "http://host/v1/chat/completions"),
+        ("https://host/api/v1/chat/completions", None, "https://host/api/v1/chat/completions"),
+        ("https://host/v1/completions?version=2", "completions", "https://host/v1/completions"),
+        ("http://[::1]:9/v1", None, "http://[::1]:9/v1/completions"),
+    ],
+)
+def test_addresses(url: str, api: str | None, shown: str) -> None:
+    assert EndpointGenerator(EndpointSettings(url, "m", api=api)).shown == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "api", "words"),
+    [
+        ("localhost:8000", None, "expected a URL such as"),
+        ("http://", None, "expected a URL such as"),
+        ("http://host:port/v1", None, "expected a URL such as"),
+        ("http://host/v1/chat/completions", "completions", "--api=chat"),
+    ],
+)
+def test_bad_addresses(url: str, api: str | None, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        EndpointGenerator(EndpointSettings(url, "m", api=api))
+
+
+def test_a_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our server plays the proxy: it sees the whole URL of a host that does not exist, and the credentials."""
+    with serve(Behaviour()) as behaviour:
+        place = behaviour.url.removeprefix("http://").removesuffix("/v1")
+        monkeypatch.setenv("http_proxy", f"http://me:secret@{place}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        found = collect(behaviour, requests(2), url="http://nowhere.invalid/v1")
+    assert len(found) == 2
+    assert behaviour.paths[0] == "http://nowhere.invalid:80/v1/completions"
+    assert behaviour.headers[0]["Proxy-Authorization"] == "Basic bWU6c2VjcmV0"

@@ -1,0 +1,161 @@
+"""A local model against a plain greedy loop, token by token."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import pytest
+
+from inranker_jax.errors import InputError
+from inranker_jax.query_generation.budget import Budget
+from inranker_jax.query_generation.generators import Generation, Request, first_line
+from inranker_jax.query_generation.local import LocalGenerator, LocalSettings
+from inranker_jax.records import Document
+from tests.query_generation import tiny_model
+
+PROMPTS = [
+    "What is the meaning",
+    "Document: a text that is longer than the others, so that they are padded\nRelevant Query:",
+    "Pergunta: qual é",
+    "Example 2:\nDocument: more\nRelevant Query:",
+    "of",
+    "A document is relevant to a query when",
+    "Não há",
+    "relevance?",
+    "Example",
+    "informação suficiente to a text",
+    "1 2 3",
+    "What",
+]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tiny_model.write_model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def requests(prompts: list[str] = PROMPTS) -> list[Request]:
+    return [Request(Document(f"d{i}", prompt), prompt) for i, prompt in enumerate(prompts)]
+
+
+def collect(generator: LocalGenerator, asked: list[Request]) -> list[Generation]:
+    return [answer for answers in generator.generate(asked, lambda: False) for answer in answers]
+
+
+@functools.cache
+def load(folder: pathlib.Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    return tiny_model.load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@functools.cache
+def greedy(folder: pathlib.Path, prompt: str, steps: int) -> tuple[str, list[float], str]:
+    """The definition: the most probable token again and again, until a line break or the end token."""
+    import torch
+
+    tokenizer, model = load(folder)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    kept: list[int] = []
+    values: list[float] = []
+    for _ in range(steps):
+        with torch.no_grad():
+            log_probs = model(ids).logits[0, -1].log_softmax(-1)
+        token = int(log_probs.argmax())
+        text = tokenizer.decode([token])
+        if token == tokenizer.eos_token_id:
+            return tokenizer.decode(kept), values, "stop"
+        if "\n" in text:
+            if text.split("\n")[0].strip():
+                kept.append(token)
+                values.append(float(log_probs[token]))
+            return tokenizer.decode(kept), values, "stop"
+        kept.append(token)
+        values.append(float(log_probs[token]))
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+    return tokenizer.decode(kept), values, "length"
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_equals_a_greedy_loop(folder: pathlib.Path, batch_size: int) -> None:
+    generator = LocalGenerator(
+        LocalSettings(str(folder), batch_size=batch_size, max_new_tokens=12, device="cpu")
+    )
+    found = collect(generator, requests())
+    assert [answer.document_id for answer in found] == [f"d{i}" for i in range(len(PROMPTS))]
+    finishes = set()
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        text, values, finish = greedy(folder, prompt, 12)
+        assert answer.query == first_line(text)
+        assert answer.log_probs == pytest.approx(values, abs=2e-4)
+        assert answer.finish == finish
+        finishes.add(finish)
+        assert answer.prompt_tokens == len(load(folder)[0](prompt)["input_ids"])
+    assert finishes == {"stop", "length"}, "both ends occur in this test"
+
+
+def test_cut_counts_the_models_tokens(folder: pathlib.Path) -> None:
+    generator = LocalGenerator(LocalSettings(str(folder), device="cpu"))
+    tokenizer = tiny_model.load_tokenizer(folder)
+    text = "A document is relevant. " * 30
+    cut = generator.cut(text, 16)
+    assert text.startswith(cut)
+    assert len(tokenizer(cut)["input_ids"]) in (15, 16)  # a blank at the cut is dropped
+    assert generator.cut("short", 16) == "short"
+
+
+def test_a_prompt_that_does_not_fit(tmp_path: pathlib.Path) -> None:
+    folder = tiny_model.write_model(tmp_path, positions=40)
+    generator = LocalGenerator(LocalSettings(str(folder), device="cpu", max_new_tokens=30))
+    with pytest.raises(InputError, match=r"has 40 \(document 'd0'\)\. Lower --document_tokens"):
+        collect(generator, requests(["relevance " * 20]))
+
+
+def test_a_budget_stops_between_batches(folder: pathlib.Path) -> None:
+    budget = Budget(requests=7)
+    generator = LocalGenerator(
+        LocalSettings(str(folder), device="cpu", batch_size=3, max_new_tokens=2), budget
+    )
+    found = []
+    for answers in generator.generate(requests(), lambda: False):
+        found.append(len(answers))
+        for answer in answers:
+            budget.spent.add(answer)
+    assert found == [3, 3, 1]
+    assert budget.exhausted == "7 requests"
+
+
+def test_a_stop_is_heeded(folder: pathlib.Path) -> None:
+    generator = LocalGenerator(LocalSettings(str(folder), device="cpu", batch_size=2, max_new_tokens=2))
+    seen: list[int] = []
+    for answers in generator.generate(requests(), lambda: len(seen) >= 2):
+        seen.append(len(answers))
+    assert seen == [2, 2]
+
+
+def test_chat_needs_a_template(folder: pathlib.Path) -> None:
+    with pytest.raises(InputError, match="no chat template"):
+        LocalGenerator(LocalSettings(str(folder), chat=True, device="cpu"))
+
+
+def test_chat_applies_the_template(tmp_path: pathlib.Path) -> None:
+    folder = tiny_model.write_model(tmp_path)
+    tokenizer = tiny_model.load_tokenizer(folder)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %} A:"
+    tokenizer.save_pretrained(folder)
+    generator = LocalGenerator(LocalSettings(str(folder), chat=True, device="cpu", max_new_tokens=8))
+    (found,) = collect(generator, requests(["What is"]))
+    text, values, _ = greedy(folder, "<user> What is A:", 8)
+    assert found.query == first_line(text)
+    assert found.log_probs == pytest.approx(values, abs=2e-4)
+
+
+def test_no_such_model(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InputError, match=r"no such folder"):
+        LocalGenerator(LocalSettings(str(tmp_path / "nothing")))
+    with pytest.raises(InputError, match=r"cannot be loaded .* Expected a folder with a causal"):
+        LocalGenerator(LocalSettings(str(tmp_path)))
+    with pytest.raises(InputError, match=r"--dtype=float23: .* Did you mean 'float32'"):
+        LocalGenerator(LocalSettings(str(tmp_path), dtype="float23"))
