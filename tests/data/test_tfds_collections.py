@@ -75,11 +75,6 @@ def test_a_label_folder_trains_through_tfds(
 def test_a_beir_folder_and_back(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     source = folder.with_name("labels_source")
     collections.prepare_beir("toy_beir", tmp_path, source)
-    own = tfds.builder_cls("beir")
-    assert set(collections.BEIR_FEATURES) == {
-        "query_id", "query", "query_metadata", "passage_id", "passage", "passage_metadata", "score",
-    }  # fmt: skip
-    assert own.name == "beir"
     splits = tfds.load("toy_beir", data_dir=str(tmp_path))
     assert set(splits) == {"query", "passage", "test"}
     first = next(iter(tfds.as_numpy(splits["test"])))
@@ -127,3 +122,21 @@ def test_errors(task: Any, tmp_path: pathlib.Path) -> None:
     with pytest.raises(InputError, match=r"labels\.tsv:3: bad line"):
         collections.prepare_labels("broken", tmp_path, data.LabelledPairs(broken))
     assert not (tmp_path / "broken" / "1.0.0").exists()
+
+
+def test_judged_pairs_of_a_beir_dataset_are_a_task(tmp_path: pathlib.Path) -> None:
+    source = toy.write_beir(tmp_path / "beir", 6, 4)
+    with open(source / "corpus.jsonl", "a") as out:
+        out.write('{"_id": "dx", "title": "A title", "text": "and its text"}\n')
+    with open(source / "qrels" / "test.tsv", "a") as out:
+        out.write("q5\tdx\t0\n")
+    collections.prepare_beir("judged", tmp_path, source)
+    name = next(NAMES)
+    collections.add_judged_task(name, "judged", tmp_path, splits={"train": "test"})
+    (store,), _ = data.open_stores(name, cache_dir=tmp_path / "cache")
+    examples = [store[number] for number in range(len(store))]
+    assert [(e.query_id, e.document_ids) for e in examples][:2] == [("q0", ("d0",)), ("q1", ("d1",))]
+    last = examples[-1]
+    assert (last.query, last.documents) == ("query number 5", ("A title and its text",))
+    assert last.teacher_logits is None
+    assert [e.relevance.tolist() for e in examples] == [[1]] * 6 + [[0]]
