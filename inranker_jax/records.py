@@ -136,16 +136,45 @@ def open_bytes(path: PathType) -> Iterator[BinaryIO]:
                 ) from error
         elif name.endswith(".zst"):
             zstandard = _zstandard(path)
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
             try:
-                with io.BufferedReader(reader) as unzipped:
+                with io.BufferedReader(_ZstdReader(raw, zstandard), 1 << 17) as unzipped:
                     yield cast(BinaryIO, unzipped)
-            except zstandard.ZstdError as error:
+            except (zstandard.ZstdError, EOFError) as error:
                 raise InputError.at(
-                    path, None, f"not a zstd file ({error})", remedy="Fetch the file again"
+                    path, None, f"not a whole zstd file ({error})", remedy="Fetch the file again"
                 ) from error
         else:
             yield raw
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompresses the frames of a file; unlike zstandard's own reader, a cut-off file is an EOFError."""
+
+    def __init__(self, raw: BinaryIO, zstandard: Any):
+        self._raw, self._new = raw, zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._packed = b""  # read from the file, not yet decompressed
+        self._ready = memoryview(b"")  # decompressed, not yet asked for
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = self._packed or self._raw.read(1 << 16)
+            self._packed = b""
+            if not packed:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            self._frame = self._frame or self._new()
+            self._ready = memoryview(self._frame.decompress(packed))
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
 
 
 @contextlib.contextmanager

@@ -91,7 +91,8 @@ class Table(Generic[Item]):
           InputError: naming file and row, at a bad row or an id that occurs twice (under "raise"); or when
             there is no usable row at all.
         """
-        policy = RowPolicy(self._on_malformed, self.report, self.name)
+        # One path may be the corpus and the queries (a BEIR folder): their rows are counted apart.
+        policy = RowPolicy(self._on_malformed, self.report, f"{self._kind} of {self.name}")
         ids, contents, count = CompactIds(), CompactIds(), 0
         for place, item in self.rows(policy):
             if self._contents is not None and contents.add(f"{item.id}\0{self._contents(item)}"):

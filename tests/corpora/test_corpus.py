@@ -239,6 +239,30 @@ def test_a_cut_off_file_is_never_skipped(tmp_path: pathlib.Path) -> None:
         list(open_corpus(tmp_path / "cut.tsv.gz", on_malformed="skip").documents())
 
 
+def test_a_cut_off_zstd_file_is_never_skipped(tmp_path: pathlib.Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    halves = [
+        b"".join(b"d%d\ttext %d\n" % (row, row * row) for row in range(*r)) for r in ((0, 4000), (4000, 8000))
+    ]
+    frames = b"".join(zstandard.ZstdCompressor().compress(half) for half in halves)
+    path = tmp_path / "c.tsv.zst"
+    path.write_bytes(frames)
+    assert len(list(open_corpus(path).documents())) == 8000  # frames one after another are one file
+    for cut in (frames[:-1], frames[:-3000], frames + b"\0\0\0\0", frames[: len(frames) // 4]):
+        path.write_bytes(cut)
+        with pytest.raises(InputError, match=r"c\.tsv\.zst: not a whole zstd file"):
+            list(open_corpus(path, on_malformed="skip").documents())
+
+
+def test_a_folder_read_as_corpus_and_as_queries_counts_both(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "corpus.jsonl", [*BEIR, {"_id": "x"}, {"_id": "y"}])
+    write(tmp_path / "queries.jsonl", [{"_id": "q", "text": "a"}, {"_id": "q"}])
+    report = MalformedReport()
+    list(open_corpus(tmp_path, on_malformed="skip", report=report).documents())
+    list(open_queries_any(tmp_path, on_malformed="skip", report=report).queries())
+    assert report.counts == {"missing_field": 3}
+
+
 def test_a_corpus_that_changes_under_its_texts_is_reported(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "c.jsonl", [{"id": "a", "text": "x"}, {"id": "b", "text": "y"}])
     texts = open_corpus(path).texts()
