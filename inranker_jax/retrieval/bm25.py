@@ -188,7 +188,7 @@ class BM25Index:
         def one(query: Query, words: list[str]) -> tuple[str, dict[str, float]]:
             if not hasattr(local, "scores"):
                 local.scores = np.zeros(len(self.ids), np.float32)
-            self._score(words, local.scores, threads > 1)
+            self._score(words, local.scores, threads)
             if among is None:
                 found = _candidates(local.scores, k)
             else:
@@ -202,17 +202,17 @@ class BM25Index:
                 words = words_of([query.text for query in batch], self.language)
                 yield from pool.map(one, batch, words)
 
-    def _score(self, words: list[str], scores: np.ndarray, shared: bool) -> None:
+    def _score(self, words: list[str], scores: np.ndarray, threads: int) -> None:
         """Sums the words' postings in the query's order, repeated words repeatedly, as bm25s does.
 
-        A document occurs once in a word's postings, so both ways below round alike. The first is faster, the
-        second lets go of the interpreter's lock, so that threads run side by side.
+        A document occurs once in a word's postings, so both ways below round alike. The first takes twice as
+        long but lets go of the interpreter's lock, which pays from three threads on.
         """
         scores.fill(0)
         postings = self._postings
         for number in (postings.vocabulary[word] for word in words if word in postings.vocabulary):
             part = slice(postings.indptr[number], postings.indptr[number + 1])
-            if shared:
+            if threads > 2:
                 scores[postings.indices[part]] += postings.data[part]
             else:
                 np.add.at(scores, postings.indices[part], postings.data[part])
@@ -236,8 +236,8 @@ def _candidates(scores: np.ndarray, k: int) -> np.ndarray:
     """Positions (ascending) of positive scores, without most of those that cannot be among the best `k`.
 
     The k-th best of any sample is no better than the k-th best of all, so nothing below it is needed. With a
-    sample of sqrt(k * n) of n scores about as many pass. At n = 8.8M this takes a tenth of the time of sorting
-    all positive scores out.
+    sample of sqrt(k * n) of n scores about as many pass. At n = 8.8M and k = 1000 this takes a third of the time
+    of going through all positive scores.
     """
     step = math.isqrt(len(scores) // k)
     sample = scores[::step] if step > 1 else scores[:0]

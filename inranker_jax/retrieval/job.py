@@ -27,6 +27,7 @@ from inranker_jax.retrieval.words import STOP_WORDS, check_language
 
 QUERIES_PER_PART = 500
 _SECONDS_BETWEEN_LINES = 10.0
+_LARGEST = float(np.finfo(np.float32).max)
 
 # Returns whether the job should end now; what it has is kept.
 Stop = Callable[[], bool]
@@ -243,14 +244,33 @@ def normalise(
     }  # fmt: skip
     place = _Output(output, identity, again=True)
     skipped = runs.SkippedLines() if skip_malformed else None
+    place.start()
+    started = time.perf_counter()
+    try:
+        order, where, lines = _normalised(run, corpus, queries, place, depth, tag, skipped, stop)
+    except BaseException:
+        place.discard()  # nothing of it can be used
+        raise
+    if skipped is not None and skipped.counts:
+        announce(skipped.summary())
+    summary = RunSummary(
+        os.fspath(output), len(order), len(order) - len(where), lines, {"run": time.perf_counter() - started}
+    )
+    place.close(summary)
+    return summary
+
+
+def _normalised(
+    run: PathType, corpus: Corpus, queries: QuerySet, place: _Output, depth: int, tag: str,
+    skipped: runs.SkippedLines | None, stop: Stop,
+) -> tuple[list[str], dict[str, tuple[int, int]], int]:  # fmt: skip
+    """Copies the run in its own order with the place of each query, then in the order of the queries."""
     order = [query.id for query in queries.queries()]
     known_documents = {document.id for document in corpus.documents()}
     known_queries = set(order)
     where: dict[str, tuple[int, int]] = {}
     lines = 0
-    started = time.perf_counter()
     progress = _Progress("read", "queries")
-    place.start()
     with open(place.part(0), "w+b") as kept:
         for entry in runs.read_queries(run, skipped):
             if stop():
@@ -263,19 +283,13 @@ def normalise(
                 where[entry.query_id] = (kept.tell(), len(text))
                 kept.write(text)
             progress.show(len(where))
-        with records.atomic_text(output) as out:
+        with records.atomic_text(place.path) as out:
             for query in order:
                 if query in where:
                     offset, length = where[query]
                     kept.seek(offset)
                     out.write(kept.read(length).decode("utf-8"))
-    if skipped is not None and skipped.counts:
-        announce(skipped.summary())
-    summary = RunSummary(
-        os.fspath(output), len(order), len(order) - len(where), lines, {"run": time.perf_counter() - started}
-    )
-    place.close(summary)
-    return summary
+    return order, where, lines
 
 
 def _known(
@@ -291,7 +305,7 @@ def _known(
             kind, problem = "unknown query", f"query {entry.query_id!r} is not among the queries"
         elif document not in documents:
             kind, problem = "unknown document", f"document {document!r} is not in the corpus"
-        elif abs(score) > np.finfo(np.float32).max:
+        elif abs(score) > _LARGEST:
             kind, problem = "malformed line", f"score {score} does not fit in float32"
         else:
             scores[document] = score
@@ -356,18 +370,32 @@ class _Output:
         Raises:
           InputError: it is of another run, or the file holds something else.
         """
-        if self._again:
-            self.finished()
-            shutil.rmtree(self._parts, ignore_errors=True)
         note = self._parts / "identity.json"
         stored = _read_json(note)
-        if stored:
+        if stored and not self._again:
             self._compare(self._parts, stored)
             return
-        shutil.rmtree(self._parts, ignore_errors=True)
+        self.discard()
+        self.finished()
         self._parts.mkdir(parents=True)
         with records.atomic_text(note) as out:
             json.dump(self._identity, out, indent=1)
+
+    def discard(self) -> None:
+        """Removes the parts.
+
+        Raises:
+          InputError: somebody else's files are in their folder.
+        """
+        if not self._parts.exists():
+            return
+        for entry in self._parts.iterdir():
+            if not entry.name.lstrip(".").startswith(("part-", "identity.json")):
+                raise InputError.at(
+                    entry, None, "not a part of an unfinished run",
+                    remedy=f"Remove it: {self._parts} is for those, or choose another --output",
+                )  # fmt: skip
+        shutil.rmtree(self._parts)
 
     def _compare(self, path: Path, stored: dict[str, Any]) -> None:
         lines = [
@@ -409,7 +437,7 @@ class _Output:
         }
         with records.atomic_text(self._state) as out:
             json.dump(state, out, indent=1)
-        shutil.rmtree(self._parts)
+        self.discard()
 
 
 class _Progress:
