@@ -10,7 +10,7 @@ from inranker_jax.corpora import files, flag_embedding, formats, inpars, rows, t
 from inranker_jax.corpora.malformed import BadRow, MalformedReport, OnMalformed
 from inranker_jax.corpora.parquet import ParquetRows
 from inranker_jax.corpora.table import Table
-from inranker_jax.corpora.texts import OffsetTexts, contents_of
+from inranker_jax.corpora.texts import OffsetTexts, hold
 from inranker_jax.records import Document, PathType, Query, is_remote
 
 
@@ -54,14 +54,15 @@ class Corpus:
           titles: whether a document is its title and text joined, or its text only (stripped).
 
         Over uncompressed local files with a document a line the texts stay on disk (8 to 24 bytes of memory
-        a document); compressed, remote, Parquet, FlagEmbedding and `text` sources are held in memory.
+        a document). Compressed, remote, Parquet, FlagEmbedding and `text` sources are held in memory, or, past
+        256 million characters, in a temporary file.
 
         Raises:
           InputError: as in `documents`.
         """
         if self.format in ("beir", "tsv", "jsonl", "inpars") and not any(map(_packed, self.files)):
             return OffsetTexts(self.files, self._open, self._build, self._table.items(), titles=titles)
-        return {document.id: contents_of(document, titles) for document in self.documents()}
+        return hold(self.documents(), titles=titles)
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the files as stored; of one file, what `sha256sum` prints. Kept in memory."""

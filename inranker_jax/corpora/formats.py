@@ -3,7 +3,8 @@
 "auto" decides by the name (compression endings left out), and for `.jsonl` by the keys of the first row:
 
 1. a folder with `corpus.jsonl` or `queries.jsonl` is `beir`; else one with `.parquet` files is `parquet`;
-   else one with `.txt` or `.md` files, in whatever folder below, is `text`;
+   else one with a folder `corpus` (or `queries`) of `.parquet` files, as on the Hugging Face hub, is that
+   folder; else one with `.txt` or `.md` files, in whatever folder below, and no data files is `text`;
 2. `.tsv` is `tsv`, `.parquet` is `parquet`;
 3. `.jsonl`, `.ndjson` and `.json` are `inpars` when the first row has `doc_id` and `query` (or `question`),
    `flagembedding` when it has `query` and `pos`, else `jsonl`;
@@ -98,7 +99,9 @@ def _find_in_folder(folder: str, format: str, role: str) -> Found:
             )
         if files.list_folder(folder, _ENDINGS["parquet"]):
             format = "parquet"
-        elif role == "corpus" and text_files.find(folder):
+        elif (below := files.as_path(folder) / role).is_dir() and files.list_folder(below, (".parquet",)):
+            folder, format = os.fspath(below), "parquet"
+        elif role == "corpus" and text_files.find(folder, unless=(".tsv", ".csv", *_ENDINGS["jsonl"])):
             format = "text"
         else:
             raise InputError.at(

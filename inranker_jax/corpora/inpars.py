@@ -130,12 +130,13 @@ def read(
             yield item
 
 
-def find(folder: PathType, dataset: str) -> str:
+def find(folder: PathType, dataset: str, *, filtered: bool = False) -> str:
     """Finds the synthetic queries of a BEIR set in a folder laid out like either release.
 
     Args:
       folder: holds `{set}_synthetic_queries_100k.jsonl` (v1) or `{set}/queries.jsonl` (toolkit).
       dataset: BEIR's name, such as `webis-touche2020`.
+      filtered: take the toolkit's `queries_filtered_v2.jsonl` (its best 10k) instead.
 
     Returns:
       The path of the file, plain or compressed; where both releases are there, the toolkit's.
@@ -145,8 +146,11 @@ def find(folder: PathType, dataset: str) -> str:
     """
     v1 = V1_SPELLINGS.get(dataset, dataset)
     spellings = list(dict.fromkeys((dataset, dataset.replace("-", "_"), v1, v1.replace("-", "_"))))
-    names = [f"{name}/queries.jsonl" for name in spellings]
-    names += [f"{name}_synthetic_queries_100k.jsonl" for name in spellings]
+    if filtered:
+        names = [f"{name}/queries_filtered_v2.jsonl" for name in spellings]
+    else:
+        names = [f"{name}/queries.jsonl" for name in spellings]
+        names += [f"{name}_synthetic_queries_100k.jsonl" for name in spellings]
     for name in names:
         found = files.in_folder(folder, name)
         if found is not None:

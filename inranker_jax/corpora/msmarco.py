@@ -57,6 +57,23 @@ def read_id_text(path: PathType) -> dict[str, str]:
     return texts
 
 
+def read_triples(path: PathType) -> Iterator[tuple[str, str, str]]:
+    """Yields (query, positive, negative) texts of `triples.train.small.tsv` or InPars' `triples_train*.tsv`.
+
+    Raises:
+      InputError: naming file and line, for another number of columns than three or an empty text.
+    """
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        columns = [column.strip() for column in line.split("\t")]
+        if len(columns) != 3 or not all(columns):
+            problem = f"{len(columns)} columns" if len(columns) != 3 else "an empty text"
+            raise InputError.at(path, number, problem, "'query<tab>positive<tab>negative'")
+        query, positive, negative = columns
+        yield query, positive, negative
+
+
 class Collection(Mapping[str, str]):
     """Read-only mapping from passage id to text over an uncompressed local `collection.tsv`.
 

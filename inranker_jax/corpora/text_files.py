@@ -18,8 +18,14 @@ from inranker_jax.records import PathType, open_bytes
 ENDINGS = (".txt", ".md")
 
 
-def find(folder: PathType) -> list[str]:
-    """The text files of a folder and of those below it, hidden ones left out, in natural order."""
+def find(folder: PathType, unless: tuple[str, ...] = ()) -> list[str]:
+    """The text files of a folder and of those below it, hidden ones left out, in natural order.
+
+    Args:
+      folder: where to look.
+      unless: endings of data files: when the folder holds one of them, its text files are notes about it,
+        and none is returned.
+    """
     found, folders = [], [files.as_path(folder)]
     while folders:
         for path in folders.pop().iterdir():
@@ -27,6 +33,8 @@ def find(folder: PathType) -> list[str]:
                 continue
             if path.is_dir():
                 folders.append(path)
+            elif unless and files.bare_name(path).endswith(unless):
+                return []
             elif files.bare_name(path).endswith(ENDINGS):
                 found.append(os.fspath(path))
     return sorted(found, key=files.natural_key)

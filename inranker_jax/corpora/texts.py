@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import array
+import itertools
+import json
 import mmap
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from inranker_jax.corpora.malformed import BadRow
-from inranker_jax.corpora.rows import Fields, RowSource
+from inranker_jax.corpora.rows import Fields, JsonLines, RowSource
 from inranker_jax.corpora.table import Place
 from inranker_jax.errors import InputError
 from inranker_jax.records import Document
@@ -21,6 +25,49 @@ _MASK = (1 << 64) - 1
 def contents_of(document: Document, titles: bool) -> str:
     """What rankers see of a document: its title and text joined, or (`titles=False`) its text only."""
     return document.contents if titles else document.text.strip()
+
+
+def hold(
+    documents: Iterator[Document], *, titles: bool = True, memory_limit: int = 1 << 28
+) -> Mapping[str, str]:
+    """Document id -> contents of documents that cannot be read again by offset.
+
+    Held in memory up to a limit; a larger corpus is spilled, as JSON Lines, to a temporary file (in `$TMPDIR`)
+    that has no name any more once this returns, and then costs what `OffsetTexts` costs.
+
+    Args:
+      documents: the documents, ids unique.
+      titles: as in `contents_of`.
+      memory_limit: characters to hold in memory.
+    """
+    texts: dict[str, str] = {}
+    size = 0
+    for document in documents:
+        texts[document.id] = contents_of(document, titles)
+        size += len(texts[document.id])
+        if size > memory_limit:
+            return _spill(itertools.chain(texts.items(), _pairs(documents, titles)))
+    return texts
+
+
+def _pairs(documents: Iterator[Document], titles: bool) -> Iterator[tuple[str, str]]:
+    return ((document.id, contents_of(document, titles)) for document in documents)
+
+
+def _spill(texts: Iterator[tuple[str, str]]) -> OffsetTexts:
+    def written() -> Iterator[tuple[Place, Document]]:
+        position = 0
+        with os.fdopen(descriptor, "wb") as out:
+            for row, (identifier, text) in enumerate(texts):
+                line = json.dumps({"_id": identifier, "text": text}).encode() + b"\n"
+                yield Place(0, row + 1, position), Document(identifier, text)
+                position += out.write(line)
+
+    descriptor, name = tempfile.mkstemp(prefix="inranker_jax.texts.", suffix=".jsonl")
+    try:
+        return OffsetTexts([name], JsonLines, lambda row: (Document(row["_id"], row["text"]),), written())
+    finally:
+        os.unlink(name)  # the mapping keeps the file's bytes, and they go with it
 
 
 class OffsetTexts(Mapping[str, str]):

@@ -103,6 +103,20 @@ def test_remote_errors_are_named(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
         BeirCollection.load("gs://b/none")
 
 
+def test_a_missing_package_for_a_remote_path_is_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_remote.install(monkeypatch, tmp_path)
+
+    def fail(_: object) -> bool:
+        raise ImportError("Install gcsfs to access GCS")
+
+    monkeypatch.setattr(fake, "exists", fail)
+    for path in ("gs://b/c.tsv", "gs://b/*.tsv"):
+        with pytest.raises(InputError, match=r"tsv: .*cannot be opened here \(Install gcsfs to access GCS\)"):
+            open_corpus(path)
+
+
 def test_a_run_goes_to_a_remote_path_and_back(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

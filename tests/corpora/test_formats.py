@@ -47,6 +47,16 @@ def test_auto_on_folders(tmp_path: pathlib.Path) -> None:
     assert find(tmp_path / "parquet", "auto", "corpus").files == (
         str(tmp_path / "parquet" / "part-0.parquet"),
     )
+    write(tmp_path / "hub" / "corpus" / "corpus-00000.parquet", b"")
+    write(tmp_path / "hub" / "queries" / "queries-00000.parquet", b"")
+    for role in ("corpus", "queries"):
+        found = find(tmp_path / "hub", "auto", role)
+        assert found.format == "parquet"
+        assert found.files == (str(tmp_path / "hub" / role / f"{role}-00000.parquet"),)
+    write(tmp_path / "quati" / "README.md", "about the passages")
+    write(tmp_path / "quati" / "parts" / "quati_1M.tsv.gz", "1\tx\n")
+    with pytest.raises(InputError, match="quati: cannot tell the format of this folder"):
+        open_corpus(tmp_path / "quati")
     write(tmp_path / "tsv" / "p2.tsv", "")
     write(tmp_path / "tsv" / "p10.tsv.gz", "")
     assert [pathlib.Path(name).name for name in find(tmp_path / "tsv", "tsv", "corpus").files] == [

@@ -119,5 +119,9 @@ def test_a_file_without_documents_is_no_corpus(tmp_path: pathlib.Path) -> None:
 def test_the_sets_are_found_however_they_are_spelt(tmp_path: pathlib.Path, dataset: str, name: str) -> None:
     path = write(tmp_path / name, V1)
     assert inpars.find(tmp_path, dataset) == str(path)
+    with pytest.raises(InputError, match=r"queries_filtered_v2.jsonl"):
+        inpars.find(tmp_path, dataset, filtered=True)
+    best = write(tmp_path / dataset / "queries_filtered_v2.jsonl.gz", V1)
+    assert inpars.find(tmp_path, dataset, filtered=True) == str(best)
     with pytest.raises(InputError, match=r"no synthetic queries of 'fiqa'.*fiqa/queries.jsonl"):
         inpars.find(tmp_path, "fiqa")

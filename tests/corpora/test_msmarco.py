@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from inranker_jax.corpora.msmarco import Collection, open_documents, open_queries, read_id_text
+from inranker_jax.corpora.msmarco import Collection, open_documents, open_queries, read_id_text, read_triples
 from inranker_jax.errors import InputError
 
 
@@ -114,3 +114,16 @@ def test_what_is_missing_is_named(tmp_path: pathlib.Path) -> None:
             opened(tmp_path / "none.tsv")
         with pytest.raises(InputError, match=r"none.jsonl: no such file"):
             opened(tmp_path / "none.jsonl")
+
+
+def test_triples(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "triples.train.small.tsv", "q\tyes\tno \n\nq\tyes\tnot\r\n")
+    assert list(read_triples(path)) == [("q", "yes", "no"), ("q", "yes", "not")]
+    for bad, words in (
+        ("q\tyes", ":3: 2 columns"),
+        ("q\t \tno", ":3: an empty text"),
+        ("1\t2\t3\t4", ":3: 4 col"),
+    ):
+        write(path, f"q\tyes\tno\n\n{bad}\n")
+        with pytest.raises(InputError, match=words):
+            list(read_triples(path))

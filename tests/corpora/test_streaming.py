@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import gzip
 import pathlib
+import subprocess
+import sys
+import tempfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
-from inranker_jax.corpora import open_corpus
+from inranker_jax.corpora import corpus as corpus_module
+from inranker_jax.corpora import open_corpus, texts
 from inranker_jax.corpora.ids import CompactIds
 from inranker_jax.corpora.inranker import write_beir_jsonl
-from inranker_jax.records import LabelledPair
+from inranker_jax.records import Document, LabelledPair
 
 ROWS = 20_000
 TEXT = "palavra " * 60
@@ -78,6 +84,44 @@ def test_a_parquet_corpus_in_little_memory(tmp_path: pathlib.Path) -> None:
 
     peak, _ = _peak(read)
     assert peak + max(peaks) < 400_000 + 80 * ROWS + 2_000_000 < SIZE / 2
+
+
+def test_compressed_texts_spill_to_a_file_without_a_name(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    path = _write(tmp_path / "c.tsv", "names")
+    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
+    packed = open_corpus(tmp_path / "c.tsv.gz")
+    monkeypatch.setattr(corpus_module, "hold", functools.partial(texts.hold, memory_limit=100_000))
+    kept: list[Mapping[str, str]] = []
+    peak, _ = _peak(lambda: kept.append(packed.texts()))
+    assert peak < 700_000 + 80 * ROWS < SIZE / 4
+    assert isinstance(kept[0], texts.OffsetTexts)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    plain = open_corpus(path).texts()
+    assert list(kept[0]) == list(plain)
+    assert all(kept[0][f"D{row}"] == plain[f"D{row}"] for row in range(0, ROWS, 7))
+    assert "D20000" not in kept[0]
+
+
+def test_texts_with_line_ends_survive_the_spill() -> None:
+    documents = [Document("a", "x\ny\u2028“z”", "T"), Document("b", "\ud7ff\t")]
+    for limit in (0, 3, 1000):
+        assert texts.hold(iter(documents), memory_limit=limit) == {"a": "T x\ny\u2028“z”", "b": "\ud7ff"}
+        assert texts.hold(iter(documents), titles=False, memory_limit=limit)["a"] == "x\ny\u2028“z”"
+
+
+def test_opening_a_text_corpus_loads_no_optional_package(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "c.tsv").write_text("a\tx\n")
+    code = (
+        "import sys; from inranker_jax.corpora import open_corpus, open_queries_any\n"
+        f"list(open_corpus({str(tmp_path / 'c.tsv')!r}).documents())\n"
+        "print(*{'pyarrow', 'etils', 'zstandard', 'tensorflow', 'jax'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_writing_streams(tmp_path: pathlib.Path) -> None:
