@@ -1,0 +1,162 @@
+"""`python -m inranker_jax.label`: the flags, the exit status, and what a user sees."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from inranker_jax import label
+from inranker_jax.corpora.label_folder import LabelFolder, read_labels
+from inranker_jax.labeling.job import Settings
+from inranker_jax.labeling.pairs import PairText
+from tests.labeling.small_mixture import FakeTeacher, write_mixture
+
+pytest.importorskip("pyarrow")
+
+
+@pytest.fixture
+def settings(tmp_path: pathlib.Path) -> Settings:
+    return write_mixture(tmp_path)
+
+
+def arguments(settings: Settings, *more: str) -> list[str]:
+    names = ("output_dir", "queries", "corpus", "candidates", "qrels", "chunk_size")
+    given = [f"--{name}={getattr(settings, name)}" for name in names]
+    return [*given, "--negatives=4", "--depth=20", *more]
+
+
+def test_labels_by_a_run(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = f"--teacher=bm25=run:{settings.candidates}?scale=0.5"
+    assert label.main(arguments(settings, teacher, "--usd_per_hour=3600")) == 0
+    shown = capsys.readouterr()
+    assert "scored 60 pairs" in shown.out
+    assert "labels of bm25 are complete" in shown.out
+    assert "12 lists, 60 pairs" in shown.err
+    assert "60 of 60 pairs" in shown.err
+    assert "$" in shown.out
+    scores = {}
+    for line in pathlib.Path(settings.candidates).read_text().splitlines():
+        query, _, document, _, score, _ = line.split()
+        scores[query, document] = float(score)
+    for pair in read_labels(settings.output_dir):
+        half = scores[pair.query_id, pair.document_id] / 4
+        assert pair.logits == (-half, half)
+    assert label.main(arguments(settings, teacher)) == 0
+    assert "scored 0 pairs" in capsys.readouterr().out
+
+
+def test_two_teachers_and_an_ensemble_over_two_processes(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = settings.candidates
+    teachers = [f"--teacher=one=run:{run}", f"--teacher=two=run:{run}?scale=3", "--ensemble=1,0.5"]
+    assert label.main(arguments(settings, *teachers, "--process_index=0", "--process_count=2")) == 0
+    shown = capsys.readouterr()
+    assert "not complete yet" in shown.out
+    assert "ensemble follows" in shown.err
+    assert label.main(arguments(settings, *teachers, "--process_index=1", "--process_count=2")) == 0
+    assert "labels of one, two, ensemble are complete" in capsys.readouterr().out
+    assert LabelFolder(settings.output_dir).info["complete"] is True
+    one, both = (list(read_labels(settings.output_dir, teacher=name)) for name in ("one", "ensemble"))
+    assert [pair.logits[1] for pair in both] == pytest.approx([2.5 * pair.logits[1] for pair in one])
+
+
+def test_a_signal_stops_between_chunks(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(FakeTeacher):
+        def logits(self, chunks: Iterable[Sequence[PairText]]) -> Iterator[np.ndarray]:
+            for number, values in enumerate(super().logits(chunks)):
+                if number == 1:
+                    signal.raise_signal(signal.SIGTERM)
+                yield values
+
+    made: list[FakeTeacher] = []
+
+    def opened(_: object) -> FakeTeacher:
+        made.append(FakeTeacher() if made else Interrupted())
+        return made[-1]
+
+    monkeypatch.setattr(label, "open_teacher", opened)
+    assert label.main(arguments(settings, "--teacher=fake=run:x")) == 143
+    assert "run the same command to go on" in capsys.readouterr().err
+    assert made[0].closed
+    assert label.main(arguments(settings, "--teacher=fake=run:x")) == 0
+    assert "scored 28 pairs" in capsys.readouterr().out
+    assert len(made[1].seen) == 60 - 32
+
+
+def test_import_and_export(
+    settings: Settings, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label.main(arguments(settings, f"--teacher=bm25=run:{settings.candidates}")) == 0
+    for kind in ("tsv", "jsonl"):
+        path, again = tmp_path / f"labels.{kind}", tmp_path / f"again_{kind}"
+        assert label.main([f"--export_{kind}={path}", f"--output_dir={settings.output_dir}"]) == 0
+        assert f"wrote 60 pairs to {path}" in capsys.readouterr().out
+        texts = [f"--queries={settings.queries}", f"--corpus={settings.corpus}"] if kind == "tsv" else []
+        command = [f"--import_{kind}={path}", f"--output_dir={again}", "--teacher_name=bm25", *texts]
+        assert label.main(command) == 0
+        exported = tmp_path / f"second.{kind}"
+        assert (
+            label.main([f"--export_{kind}={exported}", f"--output_dir={again}", "--teacher_name=bm25"]) == 0
+        )
+        assert exported.read_bytes() == path.read_bytes()
+
+
+def test_malformed_rows_are_left_out_and_reported(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = pathlib.Path(settings.corpus, "corpus.jsonl")
+    lines = corpus.read_text().splitlines()
+    lines[5] = "{not json"
+    corpus.write_text("\n".join(lines) + "\n")
+    teacher = f"--teacher=run:{settings.candidates}"
+    assert label.main(arguments(settings, teacher)) == 2
+    assert "corpus.jsonl:6" in capsys.readouterr().err
+    assert label.main(arguments(settings, teacher, "--skip_malformed")) == 0
+    shown = capsys.readouterr().err
+    assert "left out 1 malformed row" in shown
+    assert "candidates that are not in the corpus, left out" in shown
+    pairs = list(read_labels(settings.output_dir))
+    assert pairs
+    assert all(pair.document_id != "d5" for pair in pairs)
+    info = json.loads(pathlib.Path(settings.output_dir, "labels.json").read_text())
+    assert info["corpus"]["on_malformed"] == "skip"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--teacher=run:x", "--negative=3"], r"unknown flag --negative\. Did you mean '--negatives'"),
+        ([], "--teacher missing"),
+        (["--teacher=run:x", "--negatives=0"], "--negatives"),
+        (["--teacher=a=run:x", "--teacher=a=run:y"], "two teachers are called 'a'"),
+        (["--teacher=a=run:x", "--ensemble=1,2"], "2 ensemble weights for 1"),
+        (["--teacher=ensemble=run:x", "--teacher=run:y", "--ensemble=1,2"], "a teacher is called 'ensemble'"),
+        (["--teacher=run:x", "--export_tsv=y"], "nothing is scored there"),
+        (["--import_tsv=x", "--export_tsv=y"], "expected one of them"),
+        (["--import_jsonl=x"], "--teacher_name missing with --import_jsonl"),
+        (["--teacher=run:x", "--teacher_name=a"], "is for imports and exports"),
+        (["--teacher=run:/no/such/run"], "no such file"),
+    ],
+)
+def test_bad_flags(
+    more: list[str], message: str, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label.main(arguments(settings, *more)) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert re.search(message, error[0]), error[0]
+
+
+def test_missing_flags(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert label.main([f"--output_dir={tmp_path}", "--teacher=run:x"]) == 2
+    assert "--queries, --corpus, --candidates missing" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
