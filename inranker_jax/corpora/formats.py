@@ -101,7 +101,9 @@ def _find_in_folder(folder: str, format: str, role: str) -> Found:
             format = "parquet"
         elif (below := files.as_path(folder) / role).is_dir() and files.list_folder(below, (".parquet",)):
             folder, format = os.fspath(below), "parquet"
-        elif role == "corpus" and text_files.find(folder, unless=(".tsv", ".csv", *_ENDINGS["jsonl"])):
+        elif role == "corpus" and text_files.find(
+            folder, unless=(".tsv", ".csv", ".parquet", *_ENDINGS["jsonl"])
+        ):
             format = "text"
         else:
             raise InputError.at(
