@@ -16,7 +16,7 @@ import pytest
 
 from inranker_jax import records, retrieve
 from inranker_jax.records import Document, Query
-from inranker_jax.retrieval import BM25Index, job
+from inranker_jax.retrieval import BM25Index, outputs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORDS = [f"word{i}" for i in range(200)]
@@ -95,7 +95,7 @@ def test_run_equals_the_search(collection, tmp_path, capsys):
 
 
 def test_threads_and_compression_change_nothing(collection, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "QUERIES_PER_PART", 7)
+    monkeypatch.setattr(outputs, "QUERIES_PER_PART", 7)
     contents = set()
     for threads in (1, 2, 5):
         output = tmp_path / f"{threads}.trec.gz"
@@ -114,8 +114,8 @@ def test_other_language(collection, tmp_path, capsys):
 DRIVER = """
 import sys, time
 from inranker_jax import retrieve
-from inranker_jax.retrieval import job, runs
-job.QUERIES_PER_PART = 3
+from inranker_jax.retrieval import outputs, runs
+outputs.QUERIES_PER_PART = 3
 original = runs.run_lines
 def slow(*arguments):
     time.sleep(0.02)
@@ -180,7 +180,7 @@ def test_killed_between_the_run_and_its_note(collection, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(job._Output, "close", killed)
+        patch.setattr(outputs.Output, "close", killed)
         assert retrieve.main(_flags(collection, output)) == 130
     before = output.read_bytes()
     assert retrieve.main(_flags(collection, output)) == 0
@@ -220,6 +220,7 @@ def test_what_was_made_otherwise_is_left_alone(collection, tmp_path, capsys):
         assert retrieve.main(flags) == 2
         assert expected in capsys.readouterr().err
     assert output.read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == ["index", "run.trec", "run.trec.json"]
     # A changed corpus with the same index is noticed.
     (tmp_path / "corpus.tsv").write_text((collection / "corpus.tsv").read_text() + "d300\tword1\n")
     (tmp_path / "queries.tsv").write_bytes((collection / "queries.tsv").read_bytes())
@@ -236,6 +237,7 @@ def test_the_folder_of_parts_is_not_emptied_of_strangers(collection, tmp_path, c
     # Parts of other settings are kept for the command that made them.
     (tmp_path / "a.parts" / "notes.txt").unlink()
     (tmp_path / "a.parts" / "identity.json").write_text(json.dumps({"depth": 7}))
+    (tmp_path / "a.parts" / "part-000000.trec").write_text("")
     assert retrieve.main(_flags(collection, tmp_path / "a")) == 2
     assert "- depth: 7\n+ depth: 1000" in capsys.readouterr().err
 

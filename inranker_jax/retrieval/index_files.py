@@ -84,12 +84,20 @@ def identity_of(corpus: str, language: str, k1: float, b: float) -> dict[str, An
       language: of stems and stop words.
       k1: term frequency saturation.
       b: length normalisation.
+
+    Raises:
+      InputError: bm25s or PyStemmer is not installed.
     """
     # A patch release does not change words; a minor one may, and then queries would miss the index's stems.
-    libraries = {
-        name: ".".join(importlib.metadata.version(name).split(".")[:2])
-        for name in ("bm25s", *(("PyStemmer",) if language != "none" else ()))
-    }
+    try:
+        libraries = {
+            name: ".".join(importlib.metadata.version(name).split(".")[:2])
+            for name in ("bm25s", *(("PyStemmer",) if language != "none" else ()))
+        }
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(
+            f"BM25 needs the package {error.name!r}: run `pip install 'inranker_jax[eval]'`."
+        ) from error
     return {
         "corpus": corpus,
         "language": language,

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import os
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,45 +16,16 @@ from inranker_jax.errors import InputError
 from inranker_jax.flags import Stopped
 from inranker_jax.progress import announce, clock
 from inranker_jax.records import PathType
-from inranker_jax.retrieval import index_files, runs
+from inranker_jax.retrieval import index_files, outputs, runs
 from inranker_jax.retrieval.bm25 import BM25Index
+from inranker_jax.retrieval.outputs import Output, RunSummary
 from inranker_jax.retrieval.words import STOP_WORDS, check_language
 
-QUERIES_PER_PART = 500
 _SECONDS_BETWEEN_LINES = 10.0
 _LARGEST = float(np.finfo(np.float32).max)
 
 # Returns whether the job should end now; what it has is kept.
 Stop = Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What a finished run holds.
-
-    Attributes:
-      output: the run's file.
-      queries: how many queries were asked.
-      empty: how many of them have no candidate, and so no line.
-      lines: how many candidates there are.
-      seconds: time of this process for "index" and "search"; empty when the run was there already.
-    """
-
-    output: str
-    queries: int
-    empty: int
-    lines: int
-    seconds: dict[str, float]
-
-    def text(self) -> str:
-        """One line for people."""
-        found = self.queries - self.empty
-        line = f"{self.output}: {self.queries:,} queries, {self.lines:,} candidates"
-        if found:
-            line += f" ({self.lines / found:.1f} a query)"
-        if self.empty:
-            line += f"; {self.empty:,} {'query has' if self.empty == 1 else 'queries have'} none"
-        return line
 
 
 def available_threads() -> int:
@@ -119,25 +85,29 @@ def retrieve(
         "tag": tag,
         **index_files.identity_of(corpus.fingerprint(), language, k1, b),
     }
-    place = _Output(output, identity)
+    place = Output(output, identity)
     finished = place.finished()
     if finished is not None:
         announce(f"{place.path} is whole already, and was made of the same.")
         return finished
     place.start()
-    count = sum(1 for _ in queries.queries())
     seconds = {}
-    if place.parts_done() < _parts_of(count):
-        if language not in STOP_WORDS and language != "none":
-            announce(f"No list of stop words is known for {language!r}: every word counts.")
-        started = time.perf_counter()
-        searcher = open_index(corpus, index, language, k1, b, stop)
-        seconds["index"] = time.perf_counter() - started
-        started = time.perf_counter()
-        _search(searcher, queries, count, place, depth, tag, threads, stop)
-        seconds["search"] = time.perf_counter() - started
-    summary = place.join(count, seconds)
-    return summary
+    try:
+        count = sum(1 for _ in queries.queries())
+        if place.parts_done() < outputs.parts_of(count):
+            if language not in STOP_WORDS and language != "none":
+                announce(f"No list of stop words is known for {language!r}: every word counts.")
+            started = time.perf_counter()
+            searcher = open_index(corpus, index, language, k1, b, stop)
+            seconds["index"] = time.perf_counter() - started
+            started = time.perf_counter()
+            _search(searcher, queries, count, place, depth, tag, threads, stop)
+            seconds["search"] = time.perf_counter() - started
+        return place.join(count, seconds)
+    except InputError:
+        if not place.parts_done():
+            place.discard()
+        raise
 
 
 def open_index(
@@ -180,25 +150,25 @@ def _search(
     index: BM25Index,
     queries: QuerySet,
     count: int,
-    place: _Output,
+    place: Output,
     depth: int,
     tag: str,
     threads: int,
     stop: Stop,
 ) -> None:
     done = place.parts_done()
-    stream = itertools.islice(queries.queries(), done * QUERIES_PER_PART, None)
+    stream = itertools.islice(queries.queries(), done * outputs.QUERIES_PER_PART, None)
     found = index.stream_search(stream, depth, threads=threads)
-    progress = _Progress("searched", "queries", done * QUERIES_PER_PART, count)
+    progress = _Progress("searched", "queries", done * outputs.QUERIES_PER_PART, count)
     if done:
-        announce(f"Going on after {min(done * QUERIES_PER_PART, count):,} of {count:,} queries.")
-    for number in range(done, _parts_of(count)):
+        announce(f"Going on after {min(done * outputs.QUERIES_PER_PART, count):,} of {count:,} queries.")
+    for number in range(done, outputs.parts_of(count)):
         with records.atomic_text(place.part(number)) as out:
-            for query, scores in itertools.islice(found, QUERIES_PER_PART):
+            for query, scores in itertools.islice(found, outputs.QUERIES_PER_PART):
                 if stop():
                     raise Stopped
                 out.writelines(runs.run_lines(query, scores, tag))
-        progress.show(min((number + 1) * QUERIES_PER_PART, count))
+        progress.show(min((number + 1) * outputs.QUERIES_PER_PART, count))
     progress.show(count, always=True)
 
 
@@ -242,7 +212,7 @@ def normalise(
         "run": os.fspath(run), "queries": queries.fingerprint(), "corpus": corpus.fingerprint(),
         "depth": depth, "tag": tag,
     }  # fmt: skip
-    place = _Output(output, identity, again=True)
+    place = Output(output, identity, again=True)
     skipped = runs.SkippedLines() if skip_malformed else None
     place.start()
     started = time.perf_counter()
@@ -261,7 +231,7 @@ def normalise(
 
 
 def _normalised(
-    run: PathType, corpus: Corpus, queries: QuerySet, place: _Output, depth: int, tag: str,
+    run: PathType, corpus: Corpus, queries: QuerySet, place: Output, depth: int, tag: str,
     skipped: runs.SkippedLines | None, stop: Stop,
 ) -> tuple[list[str], dict[str, tuple[int, int]], int]:  # fmt: skip
     """Copies the run in its own order with the place of each query, then in the order of the queries."""
@@ -320,126 +290,6 @@ def _known(
     return scores
 
 
-class _Output:
-    """A run that grows: its file, the parts beside it, and `OUTPUT.json`, which tells what it is made of.
-
-    Args:
-      output: the run's file.
-      identity: what decides its content.
-      again: make it anew even if it was made of the same.
-    """
-
-    def __init__(self, output: PathType, identity: dict[str, Any], again: bool = False) -> None:
-        if records.is_remote(output):
-            raise InputError(f"--output={output}: expected a local file (unfinished parts grow beside it).")
-        self.path = Path(output)
-        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
-        self._parts = self.path.with_name(self.path.name + ".parts")
-        self._state = self.path.with_name(self.path.name + ".json")
-        self._again = again
-
-    def part(self, number: int) -> Path:
-        return self._parts / f"part-{number:06d}.trec"
-
-    def parts_done(self) -> int:
-        return next(number for number in itertools.count() if not self.part(number).exists())
-
-    def finished(self) -> RunSummary | None:
-        """The summary of a run that is whole and made of the same, None when there is work to do.
-
-        Raises:
-          InputError: the file holds something else.
-        """
-        if self._parts.exists() or not self.path.exists():
-            return None
-        state = _read_json(self._state)
-        if not state or state.get("bytes") != self.path.stat().st_size:
-            raise InputError.at(
-                self.path, None, "there is a file already, and nothing tells that this command made it",
-                remedy="Remove it, or choose another --output",
-            )  # fmt: skip
-        self._compare(self.path, state["identity"])
-        if self._again:
-            return None
-        counts = state["counts"]
-        return RunSummary(str(self.path), counts["queries"], counts["empty"], counts["lines"], {})
-
-    def start(self) -> None:
-        """Makes the folder of parts, or checks that the one that is there is of the same run.
-
-        Raises:
-          InputError: it is of another run, or the file holds something else.
-        """
-        note = self._parts / "identity.json"
-        stored = _read_json(note)
-        if stored and not self._again:
-            self._compare(self._parts, stored)
-            return
-        self.discard()
-        self.finished()
-        self._parts.mkdir(parents=True)
-        with records.atomic_text(note) as out:
-            json.dump(self._identity, out, indent=1)
-
-    def discard(self) -> None:
-        """Removes the parts.
-
-        Raises:
-          InputError: somebody else's files are in their folder.
-        """
-        if not self._parts.exists():
-            return
-        for entry in self._parts.iterdir():
-            if not entry.name.lstrip(".").startswith(("part-", "identity.json")):
-                raise InputError.at(
-                    entry, None, "not a part of an unfinished run",
-                    remedy=f"Remove it: {self._parts} is for those, or choose another --output",
-                )  # fmt: skip
-        shutil.rmtree(self._parts)
-
-    def _compare(self, path: Path, stored: dict[str, Any]) -> None:
-        lines = [
-            f"- {key}: {stored.get(key)}\n+ {key}: {self._identity.get(key)}"
-            for key in sorted({*stored, *self._identity})
-            if stored.get(key) != self._identity.get(key)
-        ]
-        if lines:
-            raise InputError(
-                f"{path} was made otherwise (- that run, + wanted now):\n" + "\n".join(lines) + "\n"
-                "Remove it, or choose another --output."
-            )
-
-    def join(self, count: int, seconds: dict[str, float]) -> RunSummary:
-        """Puts the parts together."""
-        lines, found = 0, 0
-        with records.atomic_text(self.path) as out:
-            for number in range(_parts_of(count)):
-                last = ""
-                with open(self.part(number), encoding="utf-8", newline="\n") as part:
-                    for line in part:
-                        query = line.split(" ", 1)[0]
-                        found += query != last
-                        last = query
-                        lines += 1
-                        out.write(line)
-        summary = RunSummary(str(self.path), count, count - found, lines, seconds)
-        self.close(summary)
-        return summary
-
-    def close(self, summary: RunSummary) -> None:
-        """Writes `OUTPUT.json` and removes the parts."""
-        state = {
-            "format": 1,
-            "identity": self._identity,
-            "counts": {"queries": summary.queries, "empty": summary.empty, "lines": summary.lines},
-            "bytes": self.path.stat().st_size,
-            "seconds_of_the_last_session": {key: round(value, 3) for key, value in summary.seconds.items()},
-        }
-        with records.atomic_text(self._state) as out:
-            json.dump(state, out, indent=1)
-        self.discard()
-
-
 class _Progress:
     """A line now and then: how many, how fast, and how long it still takes where the total is known."""
 
@@ -460,17 +310,6 @@ class _Progress:
         announce(line)
 
 
-def _parts_of(count: int) -> int:
-    return -(-count // QUERIES_PER_PART)
-
-
 def _check_token(flag: str, text: str) -> None:
     if not text or any(blank in text for blank in " \t\r\n"):
         raise InputError(f"{flag}={text!r}: expected a word without blanks.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        value = json.loads(path.read_text("utf-8"))
-        return value if isinstance(value, dict) else {}
-    return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -114,6 +115,17 @@ def test_index_of_another_library_version_is_refused(saved):
     path.write_text(json.dumps(state))
     with pytest.raises(InputError, match=r"- PyStemmer: 1.0"):
         BM25Index.load(saved[0])
+
+
+def test_missing_package_is_named(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(
+        InputError, match=r"needs the package 'bm25s': run `pip install 'inranker_jax\[eval\]'`"
+    ):
+        index_files.identity_of("", "english", 0.9, 0.4)
 
 
 @pytest.mark.parametrize("name", [*index_files._FILES, "index.json"])
