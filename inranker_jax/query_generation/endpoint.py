@@ -238,6 +238,13 @@ class EndpointGenerator:
                 reply = self._post(connection, request.prompt)
             except TransportError as error:
                 reason = str(error)
+                if error.hopeless:
+                    raise InputError(f"{self.shown}: {reason}.") from None
+                nothing_came = not self._answered_once and attempt == self._settings.max_retries
+                if nothing_came:  # A server that never answered is not up; a document is not to blame.
+                    raise InputError(
+                        f"{self.shown}: {reason}, after {attempts} attempts. Check that the server runs at this URL."
+                    ) from None
             else:
                 if reply.status == 200:
                     try:

@@ -25,7 +25,15 @@ MAX_BODY = 16 * 2**20
 
 
 class TransportError(Exception):
-    """No whole answer came: refused, reset, timed out, cut short. Worth another attempt."""
+    """No whole answer came: refused, reset, timed out, cut short.
+
+    Attributes:
+      hopeless: another attempt will end the same way.
+    """
+
+    def __init__(self, reason: str, hopeless: bool = False) -> None:
+        super().__init__(reason)
+        self.hopeless = hopeless
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +127,19 @@ class Connection:
             self.close()
             # A server may close a kept connection at any time: that says nothing about the request.
             if not reused or time.monotonic() >= deadline:
-                raise TransportError(_reason(error, self._timeout)) from None
+                raise self._error(error) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
             self.close()
-            raise TransportError(_reason(error, self._timeout)) from None
+            raise self._error(error) from None
         try:
             return self._exchange(method, path, body, deadline)
         except (http.client.HTTPException, OSError, ValueError) as error:
             self.close()
-            raise TransportError(_reason(error, self._timeout)) from None
+            raise self._error(error) from None
+
+    def _error(self, error: Exception) -> TransportError:
+        hopeless = isinstance(error, ssl.SSLCertVerificationError)
+        return TransportError(_reason(error, self._timeout), hopeless)
 
     def _exchange(self, method: str, path: str, body: bytes | None, deadline: float) -> Reply:
         connection = self._open()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -55,7 +55,8 @@ class LocalGenerator:
             )
         self._settings = settings
         self._budget = budget or Budget()
-        self._torch, self._tokenizer, self._model = _load(settings)
+        self._tokenizer = _load_tokenizer(settings)
+        self._model: Any = None  # loaded for the first prompt: to filter again, none is needed
         if settings.chat and not self._tokenizer.chat_template:
             raise InputError(
                 f"--api=chat: the tokenizer of {settings.model} has no chat template. Leave --api out for a base model."
@@ -64,8 +65,9 @@ class LocalGenerator:
         self.identity: dict[str, Any] = {
             "kind": "local",
             "model": settings.model,
+            "files": _files(settings.model),
             "api": "chat" if settings.chat else "completions",
-            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "dtype": settings.dtype,
             "max_new_tokens": settings.max_new_tokens,
         }
 
@@ -89,6 +91,8 @@ class LocalGenerator:
         """
         remaining = iter(requests)
         while not stop() and (batch := self._affordable(remaining)):
+            if self._model is None:
+                self._model = _load_model(self._settings)
             yield self._answer(batch)
             for request in batch:
                 self._budget.release(estimate_tokens(request.prompt), self._settings.max_new_tokens, 1)
@@ -102,7 +106,9 @@ class LocalGenerator:
         return batch
 
     def _answer(self, batch: list[Request]) -> list[Generation]:
-        torch, settings = self._torch, self._settings
+        import torch
+
+        settings = self._settings
         prompts = [request.prompt for request in batch]
         if settings.chat:
             prompts = [
@@ -163,7 +169,9 @@ class LocalGenerator:
         )
 
     def _stops_at_line_break(self, width: int) -> Callable[..., Any]:
-        torch, tokenizer = self._torch, self._tokenizer
+        import torch
+
+        tokenizer = self._tokenizer
         done: dict[int, bool] = {}
 
         def stops(input_ids: Any, scores: Any, **unused: Any) -> Any:
@@ -224,41 +232,66 @@ def _stopping_criteria(stops: Callable[..., Any]) -> Any:
     return StoppingCriteriaList([stops])
 
 
-def _load(settings: LocalSettings) -> tuple[Any, Any, Any]:
+def _load_tokenizer(settings: LocalSettings) -> Any:
     try:
-        import torch
+        import torch  # noqa: F401 - tells a missing package before minutes are spent on the corpus
         import transformers
     except ImportError as error:
         raise InputError(
             f"--generator=local needs the package {error.name!r}: run `pip install 'inranker_jax[teachers]'`."
         ) from error
     path = pathlib.Path(settings.model)
-    if not path.is_dir() and (
-        path.is_absolute() or settings.model.startswith((".", "~")) or os.sep in settings.model[:1]
-    ):
+    if not path.is_dir() and (path.is_absolute() or settings.model.startswith((".", "~"))):
         raise InputError(f"--generator=local:{settings.model}: no such folder.")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model, padding_side="left")
-        dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"--generator=local:{settings.model}: cannot be loaded ({reason}). Expected a folder with a causal "
-            "language model and its tokenizer in Hugging Face's format, or its name on the hub."
-        ) from error
+        raise _not_loaded(settings, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(f"the tokenizer of {settings.model} has neither a pad nor an end token.")
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_model(settings: LocalSettings) -> Any:
+    import torch
+    import transformers
+
+    try:
+        dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loaded(settings, error) from error
     device = settings.device
     if device is None:
         device = (
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
     try:
-        model = model.to(device)
+        return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--device={device}: the model cannot be put there ({reason}).") from error
-    return torch, tokenizer, model.eval()
+
+
+def _not_loaded(settings: LocalSettings, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:300]
+    return InputError(
+        f"--generator=local:{settings.model}: cannot be loaded ({reason}). Expected a folder with a causal "
+        "language model and its tokenizer in Hugging Face's format, or its name on the hub."
+    )
+
+
+def _files(model: str) -> str:
+    """A fingerprint of a model folder that costs nothing: names and sizes of its files, contents of the small ones."""
+    folder = pathlib.Path(model)
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".model"):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            digest.update(path.read_bytes() if size < 2**20 else b"")
+    return digest.hexdigest()[:16]

@@ -120,7 +120,7 @@ def run(
     Args:
       corpus: read twice, or three times; never held in memory.
       template: the prompt.
-      open_generator: called with the budget once the sample is known.
+      open_generator: called with the budget, before the corpus is read.
       paths: where things go.
       settings: see there.
       budget: what may be spent over all sessions.
@@ -136,17 +136,10 @@ def run(
         if stop():
             raise interrupt
 
-    sample = sampling.choose(
-        corpus.documents(), settings.num_documents, settings.seed, settings.min_document_words, check
-    )
-    if not sample.size:
-        raise InputError.at(
-            corpus.path, None, f"none of the {sample.documents} documents has {settings.min_document_words} words",
-            remedy="Lower --min_document_words",
-        )  # fmt: skip
-    announce(f"{corpus.path}: {sample.documents} documents, {sample.size} of them get a query")
+    # First what fails soonest: a corpus can take minutes to read.
     generator = open_generator(budget)
     try:
+        sample = _choose(corpus, settings, check)
         identity = dict(generator.identity)
         if generator.prompted:
             identity["prompt"] = os.path.basename(template.name)
@@ -167,6 +160,19 @@ def run(
         json.dump(report, file, indent=1, ensure_ascii=False)
         file.write("\n")
     return outcome
+
+
+def _choose(corpus: Corpus, settings: Settings, check: Callable[[], None]) -> sampling.Sample:
+    sample = sampling.choose(
+        corpus.documents(), settings.num_documents, settings.seed, settings.min_document_words, check
+    )
+    if not sample.size:
+        raise InputError.at(
+            corpus.path, None, f"none of the {sample.documents} documents has {settings.min_document_words} words",
+            remedy="Lower --min_document_words",
+        )  # fmt: skip
+    announce(f"{corpus.path}: {sample.documents} documents, {sample.size} of them get a query")
+    return sample
 
 
 @dataclasses.dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pathlib
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -126,8 +128,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(behaviour: Behaviour) -> Iterator[Behaviour]:
-    """Runs a server on a free port of this machine; `behaviour.url` is its base."""
+def serve(behaviour: Behaviour, certificate: pathlib.Path | None = None) -> Iterator[Behaviour]:
+    """Runs a server on a free port of this machine, over TLS with a certificate; `behaviour.url` is its base."""
     handler = type("BoundHandler", (Handler,), {"behaviour": behaviour})
 
     class Server(ThreadingHTTPServer):
@@ -138,8 +140,13 @@ def serve(behaviour: Behaviour) -> Iterator[Behaviour]:
             """A client that went away is no news."""
 
     server = Server(("127.0.0.1", 0), handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    behaviour.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    scheme = "http" if certificate is None else "https"
+    behaviour.url = f"{scheme}://127.0.0.1:{server.server_address[1]}/v1"
     try:
         yield behaviour
     finally:

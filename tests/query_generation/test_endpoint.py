@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+import shutil
+import subprocess
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -192,9 +195,9 @@ def test_answers_in_flight_survive_a_fatal_error() -> None:
     found: list[str] = []
     with serve(behaviour):
         generator = EndpointGenerator(EndpointSettings(behaviour.url, "tiny", concurrency=4))
+        arriving = generator.generate(requests(30), lambda: False)
         with pytest.raises(InputError, match="401"):
-            for answers in generator.generate(requests(30), lambda: False):
-                found += [answer.document_id for answer in answers]
+            found.extend(answer.document_id for answers in arriving for answer in answers)
     assert len(found) == len(behaviour.requests) - 1 >= 4
 
 
@@ -354,3 +357,47 @@ def test_a_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) == 2
     assert behaviour.paths[0] == "http://nowhere.invalid:80/v1/completions"
     assert behaviour.headers[0]["Proxy-Authorization"] == "Basic bWU6c2VjcmV0"
+
+
+def test_a_server_that_is_not_up() -> None:
+    """The first prompt is tried as often as any; then the run ends, and not after every document."""
+    with serve(Behaviour()) as behaviour:
+        pass
+    with pytest.raises(
+        InputError, match=r"connection refused, after 3 attempts\. Check that the server runs"
+    ):
+        collect(behaviour, requests(20), max_retries=2)
+
+
+def test_surrogates_and_control_characters_do_not_reach_a_file() -> None:
+    with serve(Behaviour(answer=lambda prompt: " what\ud800 is\x00\u2028this?")) as behaviour:
+        found = collect(behaviour, requests(1))
+    assert found["d0"].query == "what is this?"
+
+
+@pytest.fixture
+def certificate(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A certificate for 127.0.0.1 that nobody trusts, and its key, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl command")
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
+    )
+    subprocess.run(
+        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(chain)],
+        check=True,
+        capture_output=True,
+    )
+    both = tmp_path / "both.pem"
+    both.write_text(key.read_text() + chain.read_text())
+    return both
+
+
+def test_https(certificate: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(Behaviour(), certificate) as behaviour:
+        assert behaviour.url.startswith("https://")
+        with pytest.raises(InputError, match="certificate is not trusted"):
+            collect(behaviour, requests(2))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert len(collect(behaviour, requests(5), concurrency=2)) == 5

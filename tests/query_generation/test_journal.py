@@ -52,8 +52,9 @@ def test_a_later_answer_clears_a_failure(tmp_path: pathlib.Path) -> None:
         assert journal.answers["d3"][1].query == "three"
 
 
-def test_torn_at_every_byte(tmp_path: pathlib.Path) -> None:
+def test_torn_at_every_byte(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever part of the file a killed process left, what was whole is read, and writing goes on."""
+    monkeypatch.setattr("os.fsync", lambda _: None)  # hundreds of them take seconds
     whole = tmp_path / "whole"
     write(whole, ONE, TWO)
     data = whole.read_bytes()
@@ -123,3 +124,12 @@ def test_another_file(tmp_path: pathlib.Path) -> None:
     with pytest.raises(InputError, match="not a journal of generated queries"):
         Journal.open(path, SETTINGS)
     assert path.read_text("utf-8") == '{"doc_id": "1"}\n'
+
+
+def test_lines_are_synced(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer is on disk when `add` returns: the bytes are written before the sync, and one sync serves a list."""
+    path, sizes = tmp_path / "j", []
+    monkeypatch.setattr("os.fsync", lambda _: sizes.append(path.stat().st_size))
+    write(path, ONE, TWO)
+    assert len(sizes) == 2
+    assert sizes[1] == path.stat().st_size > sizes[0] > 0

@@ -159,3 +159,25 @@ def test_no_such_model(tmp_path: pathlib.Path) -> None:
         LocalGenerator(LocalSettings(str(tmp_path)))
     with pytest.raises(InputError, match=r"--dtype=float23: .* Did you mean 'float32'"):
         LocalGenerator(LocalSettings(str(tmp_path), dtype="float23"))
+
+
+def test_weights_without_a_tokenizer_and_the_reverse(tmp_path: pathlib.Path) -> None:
+    tiny_model.write_tokenizer(tmp_path)
+    generator = LocalGenerator(LocalSettings(str(tmp_path), device="cpu"))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        collect(generator, requests(["a"]))
+
+
+def test_another_checkpoint_in_the_same_folder_is_noticed(tmp_path: pathlib.Path) -> None:
+    identities = []
+    for kind in ("gpt2", "llama"):
+        tiny_model.write_model(tmp_path, kind)
+        identities.append(LocalGenerator(LocalSettings(str(tmp_path))).identity)
+    assert identities[0]["files"] != identities[1]["files"]
+
+
+def test_a_bad_device(tmp_path: pathlib.Path) -> None:
+    tiny_model.write_model(tmp_path)
+    generator = LocalGenerator(LocalSettings(str(tmp_path), device="gpu7"))
+    with pytest.raises(InputError, match="--device=gpu7"):
+        collect(generator, requests(["a"]))
