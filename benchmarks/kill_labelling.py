@@ -199,7 +199,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=20, help="kills for each number of processes")
     parser.add_argument("--processes", default="1,2", help="numbers of processes")
-    parser.add_argument("--queries", type=int, default=400, help="lists of ten pairs")
+    parser.add_argument("--queries", type=int, default=150, help="lists of ten pairs")
     parser.add_argument("--chunk_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

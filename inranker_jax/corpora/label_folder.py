@@ -297,9 +297,16 @@ class LabelFolder:
           InputError: see `teacher_key`.
         """
         key = self.teacher_key(teacher)
+        parts = tuple(self.parts(key))
+        return _load(str(self.store.path), key, parts, str(self.lists.path), self.lists.fingerprint)
+
+    def parts(self, key: str) -> list[str]:
+        """The parts of the store that hold this folder's labels by a teacher: not what others add later."""
         store = self.store
-        parts = tuple(store.parts(key))
-        return _load(str(store.path), key, parts, str(self.lists.path), self.lists.fingerprint)
+        named = self.info.get("parts", {}).get(key)
+        if named is None:
+            return store.parts(key)
+        return [name for name in named if store.part_rows(key, name) is not None]
 
     def query_texts(self, queries: PathType | Mapping[str, str] | None = None) -> Mapping[str, str]:
         """Query id -> text: of the labelled queries, or of others with the same ids (path or mapping)."""
@@ -451,7 +458,7 @@ def files(folder: PathType) -> list[str]:
     opened = LabelFolder(folder)
     store = opened.store
     keys = sorted(set(opened.teachers.values()))
-    parts = [str(store.folder(key) / f"{name}.parquet") for key in keys for name in store.parts(key)]
+    parts = [str(store.folder(key) / f"{name}.parquet") for key in keys for name in opened.parts(key)]
     return [str(opened.lists.path), str(opened.path / INFO), *parts]
 
 

@@ -159,10 +159,12 @@ def _import(
     counts["conflicting_labels"] = int((np.abs(stored - logits).max(axis=-1) > _TOLERANCE).sum())
     key = store.add_teacher(identity, {"imported_from": absolute(path), "versions": versions()})
     job = label_store.teacher_key(settings)
+    parts = []
     for number, start in enumerate(range(0, len(table), _PART_PAIRS)):
         part = slice(start, start + _PART_PAIRS)
         part_keys = table.keys[part].view(np.uint8).reshape(-1, label_store.KEY_BYTES)
-        store.write_part(key, f"part-{job}-{number:06d}", part_keys, table.logits[part])
+        parts.append(f"part-{job}-{number:06d}")
+        store.write_part(key, parts[-1], part_keys, table.logits[part])
     lists = Lists(folder)
     info = {
         "format": FORMAT,
@@ -179,6 +181,7 @@ def _import(
         "store": "store" if store_path is None else absolute(store_path),
         "versions": versions(),
         "cost": None,
+        "parts": {key: parts},
     }
     label_store.write_json(folder / INFO, info)
     announce(report.summary())

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from inranker_jax.retrieval.runs import stream_run
 
 _PACKAGES = ("pyarrow", "torch", "transformers", "sentence-transformers")
 ENSEMBLE = "ensemble"
+_SHOW_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +176,16 @@ class LabelJob:
             self._query_texts, self._document_texts, positives, settings.sampling,
             skip_unknown=settings.skip_malformed,
         )  # fmt: skip
+        shown = time.monotonic()
         with ListsWriter(self.folder, deciding) as writer:
             for sampled in sampler.lists(stream_run(settings.candidates)):
                 writer.add(sampled.query_id, sampled.rows())
-                if writer.queries % 1000 == 0 and self._stopping():
-                    raise Stopped
+                if writer.queries % 1000 == 0:
+                    if self._stopping():
+                        raise Stopped
+                    if time.monotonic() - shown > _SHOW_SECONDS:
+                        shown = time.monotonic()
+                        self._announce(f"sampled {writer.queries:,} lists")
             writer.counts = sampler.report.to_dict()
         for line in sampler.report.lines():
             self._announce(line)
@@ -241,7 +248,7 @@ class LabelJob:
         plan = self._plan(name, identity, _provenance())
         ordered = sorted(zip(members, weights, strict=True))  # as in the identity: sums in one order
         distinct = np.unique(label_store.as_strings(plan.keys))
-        tables = [self._store.load(key, only=distinct) for key, _ in ordered]
+        tables = [self._store.load(key, only=distinct, parts=self._plan_of(key).parts) for key, _ in ordered]
 
         def logits(chunks: Iterator[int]) -> Iterator[np.ndarray]:
             for chunk in chunks:
@@ -341,12 +348,14 @@ class LabelJob:
         with _locked(self.folder):
             old = self.info()
             teachers, pending = dict(old.get("teachers", {})), dict(old.get("pending", {}))
+            parts = dict(old.get("parts", {}))
             unfinished = {name: len(plan.unfinished()) for name, plan in self._plans.items()}
             for name, plan in self._plans.items():
                 teachers.pop(name, None)
                 pending.pop(name, None)
                 (pending if unfinished[name] else teachers)[name] = plan.teacher_key
                 if not unfinished[name]:
+                    parts[plan.teacher_key] = plan.parts
                     plan.clear_temporaries()
             deciding = self.lists.settings
             distinct = {len(plan.rows) + plan.stored for plan in self._plans.values()}
@@ -365,6 +374,7 @@ class LabelJob:
                 "store": "store" if settings.store is None else absolute(settings.store),
                 "versions": versions(),
                 "cost": totals(self.folder),
+                "parts": parts,
             }
             for kind in ("queries", "corpus"):
                 info[kind]["on_malformed"] = deciding["on_malformed"]

@@ -41,6 +41,7 @@ class Plan:
       keys: uint8 [m, 16], their keys.
       chunk_size: pairs of a chunk.
       stored: distinct pairs of the lists that the store had before the job.
+      earlier: the parts that hold those.
     """
 
     store: LabelStore
@@ -51,6 +52,12 @@ class Plan:
     keys: np.ndarray
     chunk_size: int
     stored: int
+    earlier: tuple[str, ...]
+
+    @property
+    def parts(self) -> list[str]:
+        """All parts that hold labels of the lists, when all chunks are done."""
+        return [*self.earlier, *map(self.part, range(self.num_chunks))]
 
     @property
     def num_chunks(self) -> int:
@@ -112,12 +119,24 @@ def make_plan(store: LabelStore, teacher_key: str, lists: Lists, chunk_size: int
     distinct, first = np.unique(flat, return_index=True)
     del flat
     request, job, snapshot = _begin(store, teacher_key, lists.fingerprint, chunk_size)
-    known = store.load(teacher_key, only=distinct, parts=snapshot).keys
+    has_label = np.zeros(len(distinct), bool)
+    earlier = []
+    for name in snapshot:
+        stored = label_store.as_strings(store.read_part(teacher_key, name)[0])
+        places = np.searchsorted(distinct, stored)
+        inside = places < len(distinct)
+        places = places[inside][distinct[places[inside]] == stored[inside]]
+        if not has_label[places].all():
+            earlier.append(name)
+        has_label[places] = True
     order = np.argsort(first, kind="stable")
     rows, keys = first[order].astype(np.int64), distinct[order]
     keys = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, label_store.KEY_BYTES)
-    new = ~label_store.is_among(keys, known) if len(known) else np.ones(len(keys), bool)
-    return Plan(store, teacher_key, request, job, rows[new], keys[new], chunk_size, int((~new).sum()))
+    new = ~has_label[order]
+    stored_pairs = int(has_label.sum())
+    return Plan(
+        store, teacher_key, request, job, rows[new], keys[new], chunk_size, stored_pairs, tuple(earlier)
+    )
 
 
 def _begin(store: LabelStore, teacher_key: str, lists: str, chunk_size: int) -> tuple[str, str, list[str]]:

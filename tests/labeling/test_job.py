@@ -149,6 +149,10 @@ def test_a_mixture_that_grows_is_not_scored_again(tmp_path: pathlib.Path) -> Non
     assert any("20 pairs to score, 25 in the store from before" in line for line in messages)
     assert len(list(read_labels(grown.output_dir))) == 45
     assert len(list(read_labels(small.output_dir))) == 25
+    # What others add to a shared store is none of a folder's files: its dataset has not changed.
+    own, both = (set(label_folder.files(folder)[2:]) for folder in (small.output_dir, grown.output_dir))
+    assert own < both
+    assert len(own) == len(both - own) == 2
 
 
 def test_a_lost_part_of_another_job_is_scored_anew(tmp_path: pathlib.Path) -> None:
