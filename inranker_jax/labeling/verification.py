@@ -406,11 +406,8 @@ def _findings(
         sizes = sorted(map(int, figures["list_sizes"]))
         usual = max(sizes, key=lambda size: figures["list_sizes"][str(size)])
         count = figures["lists"] - figures["list_sizes"][str(usual)]
-        note(
-            "list_sizes",
-            count,
-            f"{count} lists have not {usual} documents as most; {sizes[0]} to {sizes[-1]}.",
-        )
+        many = f"{count} of {figures['lists']} lists have another number of documents than {usual}"
+        note("list_sizes", count, f"{many} ({sizes[0]} to {sizes[-1]}).")
     return found
 
 

@@ -29,10 +29,9 @@ def text_report(verification: Verification) -> str:
         f"  {figures['queries']} queries, {figures['pairs']} pairs, {usual} a list{span}",
     ]
     if figures["pairs"]:
-        mean_sum = figures["mean_abs_sum"]
-        lines.append(
-            f"  logits are {'' if figures['centred'] else 'not '}centred (their sum differs from 0 by {mean_sum:.3g} on average)"
-        )
+        centred = "centred" if figures["centred"] else "not centred"
+        off = f"{figures['mean_abs_sum']:.3g}"
+        lines.append(f"  logits are {centred} (their sum differs from 0 by {off} on average)")
         lines += _quantile_table(figures["margin"])
         lines += _histogram(verification.positives, verification.others)
     if figures["positive_on_top"] is not None:

@@ -10,6 +10,7 @@ import random
 import numpy as np
 import pytest
 
+from inranker_jax import label
 from inranker_jax.errors import InputError
 from inranker_jax.labeling.verification import Verification, auc, summary, verify
 from inranker_jax.labeling.verification_report import plot, text_report
@@ -183,7 +184,7 @@ def test_duplicates_within_and_across_lists(rows: list[Row], tmp_path: pathlib.P
     found = check(write_tsv(tmp_path / "labels.tsv", rows))
     assert errors(found) == ["duplicates"]
     assert "1 pairs stand twice in one list: query 'q2', document 'd2-2'" in message(found, "duplicates")
-    assert "1 lists have not 5 documents" in message(found, "list_sizes")
+    assert "1 of 40 lists have another number of documents than 5" in message(found, "list_sizes")
     again = [*make_rows(), *make_rows()[10:15]]
     found = check(write_tsv(tmp_path / "labels.tsv", again))
     assert errors(found) == ["duplicates"]
@@ -279,6 +280,63 @@ def test_options(rows: list[Row], options: dict, problem: str, tmp_path: pathlib
     path = write_tsv(tmp_path / "labels.tsv", rows)
     with pytest.raises(InputError, match=problem):
         check(path, **options)
+
+
+def make_folder(root: pathlib.Path) -> pathlib.Path:
+    """A label folder of two teachers, which are TREC runs: `good` likes positives, `upside` does not."""
+    rows = make_rows()
+    texts = write_texts(root, rows)
+    (root / "qrels.tsv").write_text("".join(f"q{q}\td{q}-0\t1\n" for q in range(QUERIES)))
+    for name, sign in (("good", 1), ("upside", -1)):
+        lines = [f"{q} Q0 {d} 1 {sign * (t - f)} tag\n" for t, f, q, d in rows]
+        (root / f"{name}.trec").write_text("".join(lines))
+    status = label.main(
+        [
+            f"--queries={texts['queries']}", f"--corpus={texts['documents']}", f"--qrels={root}/qrels.tsv",
+            f"--candidates={root}/good.trec", f"--teacher=good=run:{root}/good.trec",
+            f"--teacher=upside=run:{root}/upside.trec", f"--output_dir={root}/labels", "--negatives=3",
+        ]
+    )  # fmt: skip
+    assert status == 0
+    return root / "labels"
+
+
+def test_label_folder(tmp_path: pathlib.Path) -> None:
+    folder = make_folder(tmp_path)
+    good, upside = open_sources(folder)
+    assert (good.teacher, upside.teacher) == ("good", "upside")
+    found = verify(good, "labels")
+    assert found.findings == []
+    assert (found.figures["pairs"], found.figures["lists"]) == (4 * QUERIES, QUERIES)
+    margins = {row[3]: np.float32(row[0] - row[1]) for row in make_rows()}
+    expected = [margins[f"d{q}-0"] for q in range(QUERIES)]
+    np.testing.assert_allclose(found.positives, expected, rtol=1e-6)
+    assert errors(verify(upside, "labels")) == ["swapped"]
+    assert (
+        errors(check(folder, teacher="good", qrels={f"q{q}": {f"d{q}-0": 1} for q in range(QUERIES)})) == []
+    )
+    with pytest.raises(InputError, match="gooD"):
+        open_sources(folder, teacher="gooD")
+
+
+def test_label_folder_whose_texts_or_labels_are_gone(tmp_path: pathlib.Path) -> None:
+    folder = make_folder(tmp_path)
+    corpus = tmp_path / "corpus.tsv"
+    before = corpus.read_text()
+    corpus.write_text(before.replace("text of d3-0\n", "another text\n"))
+    found = check(folder, teacher="good")
+    assert errors(found) == ["changed_text", "no_positive"]  # it was its list's positive
+    assert "query 'q3', document 'd3-0'" in message(found, "changed_text")
+    # Said to be other texts, they may differ: a translation.
+    assert check(folder, teacher="good", queries=tmp_path / "queries.tsv", documents=corpus).errors == []
+    corpus.write_text(before.replace("d3-0\ttext of d3-0\n", ""))
+    assert errors(check(folder, teacher="good")) == ["no_positive", "unknown_document"]
+    corpus.write_text(before)
+    for part in (folder / "store" / "teachers").glob("*/part-*.parquet"):
+        part.unlink()
+    found = check(folder, teacher="good")
+    assert errors(found) == ["empty", "unlabelled"]
+    assert message(found, "unlabelled").startswith(f"{4 * QUERIES} pairs of the lists without a label")
 
 
 def test_a_folder_that_holds_no_labels(tmp_path: pathlib.Path) -> None:
