@@ -11,8 +11,10 @@ Nothing is fetched, except by TFDS for `--from_tfds` of a dataset that it has ye
 from __future__ import annotations
 
 import argparse
+import contextlib
+import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from inranker_jax import flags, quiet
 from inranker_jax.errors import InputError
@@ -50,41 +52,43 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     return chosen
 
 
+def prepare(chosen: argparse.Namespace, check: Callable[[], None]) -> pathlib.Path:
+    """Writes what the flags ask for, and returns its folder; `check` is called between examples."""
+    with quiet.native_stderr_held_back():
+        from inranker_jax.data import label_folders, sources, tfds_collections
+    if chosen.from_tfds:
+        return tfds_collections.write_beir_folder(chosen.from_tfds, chosen.output_dir, chosen.data_dir)
+    options = {"num_shards": chosen.num_shards, "overwrite": chosen.overwrite, "check": check}
+    if chosen.beir:
+        return tfds_collections.prepare_beir(chosen.name, chosen.data_dir, chosen.beir, **options)
+    reader = label_folders.LabelFolderReader(chosen.labels, chosen.teacher, chosen.queries, chosen.documents)
+    source = sources.LabelledPairs(
+        reader,
+        files=reader.files,
+        list_size=chosen.list_size,
+        validation_fraction=chosen.validation_fraction,
+        relevance="first",
+    )
+    description = f"Labels of {chosen.labels}, {chosen.list_size} documents an example at most."
+    return tfds_collections.prepare_labels(
+        chosen.name, chosen.data_dir, source, description=description, **options
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
 
     def work(interruption: Interruption) -> None:
         chosen = parse_flags(argv)
-        with quiet.native_stderr_held_back():
-            from inranker_jax.data import label_folders, sources, tfds_collections
 
         def check() -> None:
             if interruption.requested:
                 raise flags.Stopped  # TFDS writes aside, and removes that
 
-        if chosen.from_tfds:
-            print(tfds_collections.write_beir_folder(chosen.from_tfds, chosen.output_dir, chosen.data_dir))
-            return
-        options = {"num_shards": chosen.num_shards, "overwrite": chosen.overwrite, "check": check}
-        if chosen.beir:
-            print(tfds_collections.prepare_beir(chosen.name, chosen.data_dir, chosen.beir, **options))
-            return
-        reader = label_folders.LabelFolderReader(
-            chosen.labels, chosen.teacher, chosen.queries, chosen.documents
-        )
-        source = sources.LabelledPairs(
-            reader,
-            files=reader.files,
-            list_size=chosen.list_size,
-            validation_fraction=chosen.validation_fraction,
-            relevance="first",
-        )
-        description = f"Labels of {chosen.labels}, {chosen.list_size} documents an example at most."
-        print(
-            tfds_collections.prepare_labels(
-                chosen.name, chosen.data_dir, source, description=description, **options
-            )
-        )
+        # TFDS talks on standard output, which is for the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            written = prepare(chosen, check)
+        print(written)
 
     return flags.run_main(work)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from inranker_jax.corpora import label_folder
 from inranker_jax.corpora.label_store import LabelStore, pair_key, write_json
+from inranker_jax.records import LabelledPair
 
 
 def texts(kind: str, number: int, language: str = "") -> str:
@@ -38,19 +41,33 @@ def write_label_folder(
 ) -> pathlib.Path:
     """A label folder over a BEIR folder beside it; query n has documents n, n + 1, ... (modulo)."""
     source = write_beir(folder.with_name(f"{folder.name}_source"), queries, documents)
-    store = LabelStore(folder / "store")
-    teacher = store.add_teacher({"kind": "toy"}, {})
-    keys, values = [], []
-    with label_folder.ListsWriter(folder, {"toy": queries}) as lists:
+
+    def pairs() -> Iterator[LabelledPair]:
         for query in range(queries):
-            rows = []
             for place in range(per_query):
                 document = (query + place) % documents
-                key = pair_key(texts("query", query), texts("document", document))
-                rows.append((f"d{document}", int(place == 0), key))
+                contents = texts("query", query), texts("document", document)
+                yield LabelledPair(f"q{query}", f"d{document}", *contents, logits(query, place))
+
+    return write_pairs(folder, pairs(), source)
+
+
+def write_pairs(folder: pathlib.Path, pairs: Iterable[LabelledPair], source: pathlib.Path) -> pathlib.Path:
+    """A label folder of some pairs, whose texts are those of a BEIR folder; a query's positive comes first."""
+    store = LabelStore(folder / "store")
+    teacher = store.add_teacher({"kind": "toy"}, {})
+    keys, values, count = [], [], 0
+    with label_folder.ListsWriter(folder, {"toy": str(source)}) as lists:
+        for query_id, group in itertools.groupby(pairs, key=lambda pair: pair.query_id):
+            rows = []
+            for place, pair in enumerate(group):
+                key = pair_key(pair.query, pair.document)
+                rows.append((pair.document_id, int(place == 0), key))
                 keys.append(np.frombuffer(key, np.uint8))
-                values.append(logits(query, place))
-            lists.add(f"q{query}", rows)
+                values.append(pair.logits)
+            lists.add(query_id, rows)
+            count += 1
+    assert count
     store.write_part(teacher, "part-toy-0", np.stack(keys), np.asarray(values, np.float32))
     place = {"path": str(source), "format": "beir", "fingerprint": ""}
     info = {"format": 1, "queries": place, "corpus": place, "teachers": {"toy": teacher}, "store": "store"}
