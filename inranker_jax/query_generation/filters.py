@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,6 +172,23 @@ def read_teacher_scores(source: PathType, teacher: str | None, wanted: set[Pair]
             if (query_id, document_id) in wanted:
                 found[query_id, document_id] = score
     return found
+
+
+def check_output(source: PathType, output: PathType) -> None:
+    """Refuses to overwrite the queries that a label folder was made for: its labels would be of no file any more.
+
+    Raises:
+      InputError: `output` is the queries file of the label folder `source`.
+    """
+    path = pathlib.Path(source, "labels.json")
+    if not path.is_file():
+        return
+    labelled = json.loads(path.read_text(encoding="utf-8")).get("queries", {}).get("path", "")
+    if labelled and pathlib.Path(source, labelled).resolve() == pathlib.Path(output).resolve():
+        raise InputError(
+            f"--output={output} holds the queries that {source} labels, and would be overwritten with fewer. Choose "
+            "another --output, and name the journal of this one with --journal."
+        )
 
 
 class _AnyText(Mapping[str, str]):

@@ -137,6 +137,8 @@ def run(
             raise interrupt
 
     # First what fails soonest: a corpus can take minutes to read.
+    if settings.filters.teacher_scores is not None:
+        filters.check_output(settings.filters.teacher_scores, paths.output)
     generator = open_generator(budget)
     try:
         sample = _choose(corpus, settings, check)

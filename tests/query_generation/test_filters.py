@@ -11,6 +11,7 @@ from inranker_jax.query_generation import filters
 from inranker_jax.query_generation.filters import Candidate, FilterSettings
 from inranker_jax.query_generation.templates import open_template
 from inranker_jax.records import write_run
+from tests.corpora.test_label_folder import make_folder
 
 DOCUMENT = "The Canadian Armed Forces. 1 The first large-scale mission started in Egypt on November 24, 1956."
 
@@ -120,3 +121,22 @@ def test_bad_settings() -> None:
         FilterSettings(copied_overlap=1.5)
     with pytest.raises(InputError, match="--teacher_labels"):
         FilterSettings(teacher_top_k=3)
+
+
+def test_labelled_queries_are_not_overwritten(tmp_path: pathlib.Path) -> None:
+    folder = make_folder(tmp_path / "labels")
+    with pytest.raises(InputError, match="would be overwritten"):
+        filters.check_output(folder, folder / "texts" / "queries.tsv")
+    filters.check_output(folder, tmp_path / "chosen.jsonl")
+    filters.check_output(tmp_path / "run.trec", tmp_path / "chosen.jsonl")
+
+
+def test_scores_of_a_label_folder(tmp_path: pathlib.Path) -> None:
+    """The score is the margin; the texts that the folder names are not read."""
+    folder = make_folder(tmp_path / "labels", ("t5", "other"))
+    (folder / "texts" / "corpus.tsv").unlink()
+    wanted = {("q1", "d3"), ("q2", "d0"), ("q9", "d9")}
+    assert filters.read_teacher_scores(folder, "t5", wanted) == {("q1", "d3"): 13.0, ("q2", "d0"): 20.0}
+    assert filters.read_teacher_scores(folder, "other", wanted) == {("q1", "d3"): -13.0, ("q2", "d0"): -20.0}
+    with pytest.raises(InputError, match="t5"):
+        filters.read_teacher_scores(folder, None, wanted)
