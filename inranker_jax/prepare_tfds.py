@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import pathlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -52,7 +52,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     return chosen
 
 
-def prepare(chosen: argparse.Namespace, check: Callable[[], None]) -> pathlib.Path:
+def prepare(chosen: argparse.Namespace, check: Callable[[], None]) -> os.PathLike[str]:
     """Writes what the flags ask for, and returns its folder; `check` is called between examples."""
     with quiet.native_stderr_held_back():
         from inranker_jax.data import label_folders, sources, tfds_collections
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # TFDS talks on standard output, which is for the result.
         with contextlib.redirect_stdout(sys.stderr):
             written = prepare(chosen, check)
-        print(written)
+        print(os.fspath(written))
 
     return flags.run_main(work)
 

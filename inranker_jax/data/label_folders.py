@@ -69,11 +69,7 @@ class LabelFolderReader:
 
     def ranges(self) -> list[tuple[int, int]]:
         """Consecutive ranges of rows, of about 100,000 pairs each, between which no query is divided."""
-        lists = self._open()[0].lists
-        count = min(max(lists.num_pairs // _RANGE_PAIRS, _MIN_RANGES), _MAX_RANGES, lists.num_queries)
-        starts = [_query_start(lists, lists.num_pairs * part // count) for part in range(count)]
-        bounds = sorted({*starts, lists.num_pairs})
-        return list(itertools.pairwise(bounds))
+        return self._open()[0].ranges
 
     def read(self, start: int, stop: int) -> Iterator[LabelledPair]:
         """The pairs of one of the ranges."""
@@ -118,6 +114,14 @@ class _KeepsTexts(label_folder.LabelFolder):
         super().__init__(folder)
         self._texts: dict[tuple[str, Any], Mapping[str, str]] = {}
 
+    @functools.cached_property
+    def ranges(self) -> list[tuple[int, int]]:
+        """See `LabelFolderReader.ranges`."""
+        pairs = self.lists.num_pairs
+        count = min(max(pairs // _RANGE_PAIRS, _MIN_RANGES), _MAX_RANGES, self.lists.num_queries)
+        starts = {_query_start(self.lists, pairs * part // count) for part in range(count)}
+        return list(itertools.pairwise(sorted({*starts, pairs})))
+
     def query_texts(self, queries: PathType | Mapping[str, str] | None = None) -> Mapping[str, str]:
         key = ("queries", queries)
         if key not in self._texts:
@@ -135,8 +139,8 @@ class _KeepsTexts(label_folder.LabelFolder):
         return self._source(kind, override)
 
 
-# One at a time: a mixture reads its tasks one after another, and texts may be large.
-@functools.lru_cache(maxsize=1)
+# Few at a time: a mixture reads its tasks one after another, and texts may be large.
+@functools.lru_cache(maxsize=2)
 def _open_folder(folder: str, stamps: tuple[int, ...]) -> _KeepsTexts:
     del stamps  # a changed folder is another one
     return _KeepsTexts(folder)

@@ -98,34 +98,34 @@ def equal(size: int) -> float:
     return 1.0
 
 
-def resolve(rates: Rates, sizes: Sequence[tuple[str, int]]) -> list[float]:
+def resolve(rates: Rates, sizes: Sequence[tuple[str, int]], members: Sequence[str]) -> list[float]:
     """Rates of the tasks of a mixture from what the user gave.
 
     Args:
       rates: a mapping from each task's name to its rate, or a function from a number of examples to a rate.
-      sizes: (task name, number of examples) of each task.
+      sizes: (task name, number of examples) of each task that has examples in the split.
+      members: names of all tasks of the mixture.
 
     Returns:
-      One rate per task.
+      One rate per task of `sizes`.
 
     Raises:
       InputError: the mapping names a task that the mixture lacks or lacks one of its tasks, or a rate is not a
         positive finite number.
     """
-    names = [name for name, _ in sizes]
     if isinstance(rates, Mapping):
         for name in rates:
-            if name not in names:
+            if name not in members:
                 raise InputError(
-                    f"rates: the mixture has no task {name!r} with examples.{did_you_mean(name, names)} "
-                    f"It has {', '.join(names)}."
+                    f"rates: the mixture has no task {name!r}.{did_you_mean(name, members)} "
+                    f"It has {', '.join(members)}."
                 )
-        if missing := [name for name in names if name not in rates]:
+        if missing := [name for name, _ in sizes if name not in rates]:
             raise InputError(f"rates: no rate for {', '.join(missing)}. Expected one for each task.")
-        values = [rates[name] for name in names]
+        values = [rates[name] for name, _ in sizes]
     else:
         values = [rates(size) for _, size in sizes]
-    for name, value in zip(names, values, strict=True):
+    for (name, _), value in zip(sizes, values, strict=True):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and math.isfinite(value) and value > 0):
             raise InputError(f"rates: {value!r} for {name}. Expected a positive finite number.")

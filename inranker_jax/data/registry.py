@@ -303,7 +303,8 @@ def open_stores(
 
     Args:
       name: the task or mixture, registered by now.
-      split: its split. Tasks of a mixture without it, or without examples in it, are left out.
+      split: its split. Tasks of a mixture without it are left out, and so are those which have no examples in
+        it, unless it is "train".
       rates: rates of a mixture's tasks, in place of the mixture's own: by task name, or a function from a
         task's number of examples to its rate, such as `rates.temperature(2.0)`.
       use_cached: read what SeqIO's offline caching wrote.
@@ -348,7 +349,7 @@ def open_stores(
             )
         except EmptySplitError as error:
             empty = error
-    if empty is not None and (not opened or isinstance(provider, seqio.Task)):
+    if empty is not None and (split == "train" or not opened):
         raise empty
     stores = list(opened.values())
     if isinstance(provider, seqio.Task):
@@ -357,7 +358,9 @@ def open_stores(
         return stores, None
     sizes = {task_name: len(store) for task_name, store in opened.items()}
     if rates is not None:
-        return stores, mixture_rates.resolve(rates, list(sizes.items()))
+        return stores, mixture_rates.resolve(
+            rates, list(sizes.items()), [task.name for task in provider.tasks]
+        )
     try:
         with mixture_rates.known_sizes(sizes):
             return stores, [float(provider.get_rate(task)) for task in tasks if task.name in opened]

@@ -122,7 +122,7 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
             self._check()
             yield number, row
 
-    def prepare(self, num_shards: int | None = None, overwrite: bool = False) -> pathlib.Path:
+    def prepare(self, num_shards: int | None = None, overwrite: bool = False) -> epath.Path:
         """Writes the dataset; it appears whole or not at all.
 
         Args:
@@ -144,7 +144,7 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
             self.data_path.rmtree()
         config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=num_shards)
         self.download_and_prepare(download_config=config)
-        return pathlib.Path(self.data_dir)
+        return epath.Path(self.data_dir)
 
 
 def prepare_labels(
@@ -156,7 +156,7 @@ def prepare_labels(
     num_shards: int | None = None,
     overwrite: bool = False,
     check: Check = lambda: None,
-) -> pathlib.Path:
+) -> epath.Path:
     """Writes the examples of a source (of a task: `task.source`) as a TFDS dataset.
 
     Args:
@@ -197,7 +197,7 @@ def prepare_beir(
     num_shards: int | None = None,
     overwrite: bool = False,
     check: Check = lambda: None,
-) -> pathlib.Path:
+) -> epath.Path:
     """Writes a BEIR folder as a TFDS dataset with the features and splits of TFDS's own `beir`.
 
     A pair of the qrels whose query or document has no text is left out, as there.

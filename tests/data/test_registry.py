@@ -274,8 +274,15 @@ def test_a_mixture_skips_empty_splits_and_refuses_two_divisions(tmp_path: pathli
     stores, given = data.open_stores(mixture, "validation", cache_dir=tmp_path)
     assert [store.name for store in stores] == [f"{many}:validation"]
     assert given == [len(stores[0])]
+    by_name = {one: 1, many: 2}
+    assert data.open_stores(mixture, "validation", cache_dir=tmp_path, rates=by_name)[1] == [2]
     with pytest.raises(InputError, match=r"validation holds no examples.*validation_split = None"):
         data.open_stores(one, "validation", cache_dir=tmp_path)
+    nothing = next(NAMES)
+    data.add_labelled_task(nothing, lambda: pairs(0), list_size=5, validation_fraction=0.2)
+    seqio.MixtureRegistry.add(f"{nothing}_mixture", [nothing, many], default_rate=1)
+    with pytest.raises(InputError, match=f"{nothing}:train holds no examples"):
+        data.open_stores(f"{nothing}_mixture", cache_dir=tmp_path)
     seqio.MixtureRegistry.add(mixed, [many, other], default_rate=1)
     with pytest.raises(InputError, match=f"different validation fractions .0.2 in {many}, 0.3 in {other}"):
         data.open_stores(mixed, cache_dir=tmp_path)
