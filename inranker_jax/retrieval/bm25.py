@@ -206,7 +206,7 @@ class BM25Index:
         """Sums the words' postings in the query's order, repeated words repeatedly, as bm25s does.
 
         A document occurs once in a word's postings, so both ways below round alike. The first takes twice as
-        long but lets go of the interpreter's lock, which pays from three threads on.
+        long but lets go of the interpreter's lock. On two threads both took the same time; beyond, it is taken.
         """
         scores.fill(0)
         postings = self._postings

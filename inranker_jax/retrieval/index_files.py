@@ -270,7 +270,7 @@ def read(folder: PathType, mmap: bool = True) -> tuple[Postings, dict[str, Any]]
             path, None, f"the index is not whole ({error})", remedy="Build it again"
         ) from error
     ids = DocumentIds(text, offsets)
-    # Plain arrays over the same memory: slicing a `memmap` costs ten times as much. The offsets of the words are
+    # Plain arrays over the same memory: slicing a `memmap` costs several times as much. The offsets of the words are
     # looked up for every query and are small: they are read now.
     data, indices = np.asarray(data), np.asarray(indices)
     postings = Postings(ids if mmap else ids[:], vocabulary, data, indices, np.array(indptr))

@@ -128,7 +128,7 @@ def run_lines(query: str, scores: Mapping[str, float], tag: str) -> list[str]:
     """
     values = map(
         str, np.fromiter(scores.values(), np.float32, len(scores))
-    )  # five times as fast as f"{value}"
+    )  # f"{value}" is slower and prints the float64
     return [
         f"{query} Q0 {document} {rank} {value} {tag}\n"
         for rank, (document, value) in enumerate(zip(scores, values, strict=True), start=1)
