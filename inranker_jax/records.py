@@ -343,7 +343,7 @@ def write_run(path: PathType, run: Mapping[str, Mapping[str, float]], tag: str) 
                         f"cannot write score {scores[document]!r} of query {query!r}, document {document!r}"
                     )
                     raise InputError.at(path, None, problem, "a finite float32")
-                lines.append(f"{query} Q0 {document} {rank} {score} {tag}\n")
+                lines.append(f"{query} Q0 {document} {rank} {score!s} {tag}\n")
             out.writelines(lines)
 
 
