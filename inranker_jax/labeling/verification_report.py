@@ -133,7 +133,7 @@ def plot(verifications: Sequence[Verification], path: PathType) -> None:
     rows = -(-len(verifications) // columns)
     # A Figure without pyplot draws by Agg, needs no display and leaves no global state.
     figure = _figure_class()(figsize=(5 * columns, 3.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel, verification in zip(panels, verifications, strict=False):
         edges = _edges(verification.positives, verification.others, _IMAGE_BINS)
         for kind, values in (("positives", verification.positives), ("others", verification.others)):
@@ -146,7 +146,7 @@ def plot(verifications: Sequence[Verification], path: PathType) -> None:
         panel.set_ylabel("density")
         if edges is not None:
             panel.legend(fontsize=8)
-    for panel in list(panels):
+    for panel in panels[len(verifications) :]:
         panel.set_visible(False)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     figure.savefig(path, dpi=120)

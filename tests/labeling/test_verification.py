@@ -347,11 +347,19 @@ def test_a_folder_that_holds_no_labels(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_plot(rows: list[Row], suffix: str, tmp_path: pathlib.Path) -> None:
+def test_plot(rows: list[Row], suffix: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
     clean = check(write_tsv(tmp_path / "clean.tsv", rows))
     others = [check(write_jsonl(tmp_path / f"x{i}.jsonl", make_rows(i))) for i in range(3)]
     path = tmp_path / "new" / f"margins.{suffix}"
     plot([clean, *others], path)
+    panels = figures[0].axes
+    assert [panel.get_title() for panel in panels[:4]] == ["clean", "x0", "x1", "x2"]
+    assert [panel.get_visible() for panel in panels] == [True] * 4 + [False] * 2
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
     assert len(data) > 5000

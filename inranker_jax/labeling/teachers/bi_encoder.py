@@ -54,7 +54,8 @@ class BiEncoderTeacher:
         self._torch = torch
         folder = model_folder(spec.path)
         self._device = torch_calls.pick_device(torch, options.get("device"), spec.name)
-        self._model = _load(library, folder, spec, self._device, torch)
+        with torch_calls.quiet(optional_package("transformers")):
+            self._model = _load(library, folder, spec, self._device, torch)
         self._model.eval()
         if "max_length" in options:
             if self._model.max_seq_length and options["max_length"] > self._model.max_seq_length:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -141,7 +140,7 @@ class CrossEncoderTeacher:
 
 
 def _load(transformers: Any, folder: pathlib.Path, dtype: Any, source: str) -> tuple[Any, Any]:
-    with _quiet(transformers):
+    with torch_calls.quiet(transformers):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -163,21 +162,6 @@ def _load(transformers: Any, folder: pathlib.Path, dtype: Any, source: str) -> t
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, model
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """No loading bars and no advice on padding: what is wrong is raised, not printed."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _outputs(count: int, options: Mapping[str, Any], source: str) -> tuple[int, ...]:

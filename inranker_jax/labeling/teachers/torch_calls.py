@@ -11,6 +11,7 @@ at most, because a kernel may add up in another order in another row.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,6 +95,21 @@ def default_tokens(device: Any) -> int | None:
 def load_torch() -> Any:
     """Imports torch, or says how to install it."""
     return optional_package("torch")
+
+
+@contextlib.contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """No loading bars and no advice on padding: what is wrong is raised, not printed."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def resize(tensor: Any, length: int, fill: int, side: str) -> Any:
