@@ -45,6 +45,8 @@ CONFIGURABLES: dict[str, str] = {
     "partitioning.make_mesh": "inranker_jax.partitioning",
     "partitioning.single_device_mesh": "inranker_jax.partitioning",
     "prompts.preset": "inranker_jax.prompts",
+    "rates.equal": "inranker_jax.data.rates",
+    "rates.temperature": "inranker_jax.data.rates",
     "prompts.ScoringContract": "inranker_jax.prompts",
 }
 

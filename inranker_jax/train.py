@@ -19,7 +19,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -120,6 +120,7 @@ def train(
     learning_rate: Callable[[int], float] | float,
     loss: Callable[..., jax.Array],
     mixture_or_task_module: str | Sequence[str] = (),
+    mixture_rates: Mapping[str, float] | Callable[[int], float] | None = None,
     initial_checkpoint: str | None = None,
     model: T5Config | None = None,
     initialiser: Callable[[T5Config, int], Any] = t5.init_params,
@@ -154,6 +155,8 @@ def train(
       learning_rate: a schedule (step -> rate) or a constant.
       loss: a function of `inranker_jax.losses`.
       mixture_or_task_module: module (or its .py file), or several, to import: they register the task.
+      mixture_rates: how often each task of a mixture is drawn, by task name, or a function of its number of
+        examples such as `rates.temperature`; the mixture's own (proportional to the size) by default.
       initial_checkpoint: parameters to start from; see the module's docstring.
       model: architecture of a randomly initialised student.
       initialiser: makes its parameters from architecture and seed; T5's own by default.
@@ -230,7 +233,7 @@ def train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    stores, rates = data.open_stores(mixture_or_task_name, train_split)
+    stores, rates = data.open_stores(mixture_or_task_name, train_split, rates=mixture_rates)
     held_out = data.open_stores(mixture_or_task_name, validation_split)[0] if validation_split else []
     fingerprints = {store.name: store.fingerprint for store in [*stores, *held_out]}
 

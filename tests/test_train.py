@@ -392,3 +392,33 @@ def test_small_synth_distils_a_pretrained_student_with_its_own_vocabulary(
     assert reached.tokenizer.fingerprint == source.tokenizer.fingerprint
     table = capsys.readouterr().out
     assert re.search(r"^untrained student +0\.\d{4}", table, re.MULTILINE)
+
+
+def test_rates_of_a_mixture_are_set_in_gin(setting, tmp_path, capfd):
+    names = ("rates_a", "rates_b")
+    modules = [str(write_task(tmp_path, name)) for name in names]
+    mixture = tmp_path / "rates_mixture.py"
+    mixture.write_text(
+        f"import seqio\nseqio.MixtureRegistry.add('rates_ab', {[(n, 1.0) for n in names]!r})\n"
+    )
+    shared = [
+        '--gin.MIXTURE_OR_TASK_NAME="rates_ab"',
+        f"--gin.MIXTURE_OR_TASK_MODULE={[*modules, str(mixture)]!r}",
+        "--gin.TRAIN_STEPS=2",
+    ]
+    given = {"rates_a": 3.0, "rates_b": 1.0}
+    assert (
+        train.main(flags(setting, tmp_path / "given", *shared, f"--gin.train.mixture_rates={given!r}")) == 0
+    )
+    rates = json.loads((tmp_path / "given" / "manifest.json").read_text())["identity"]["rates"]
+    assert rates == [3.0, 1.0]
+    by_size = "--gin.train.mixture_rates=@rates.temperature()"
+    root = "--gin.rates.temperature.temperature=2.0"
+    assert train.main(flags(setting, tmp_path / "by_size", *shared, by_size, root)) == 0
+    rates = json.loads((tmp_path / "by_size" / "manifest.json").read_text())["identity"]["rates"]
+    # 30 queries in each, about a fifth of them held out; the square root of their number.
+    assert 15 <= round(rates[0] ** 2, 6) <= 29
+    assert round(rates[0] ** 2, 6) == round(rates[0] ** 2)
+    misspelt = "--gin.train.mixture_rates={'rates_a': 1.0, 'rates_c': 1.0}"
+    assert train.main(flags(setting, tmp_path / "misspelt", *shared, misspelt)) == 2
+    assert "'rates_c'" in capfd.readouterr().err
