@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -91,6 +93,15 @@ def test_qrels_by_name(rows: list[Row], tmp_path: pathlib.Path) -> None:
     a, b = json.loads((tmp_path / "r.json").read_text())["labels"]
     assert "qrels" not in a
     assert b["qrels"]["judged_lists"] == 40
+
+
+def test_looking_at_a_file_loads_no_model_code() -> None:
+    code = (
+        "import sys, inranker_jax.verify_labels, inranker_jax.labeling.teachers;"
+        "print([m for m in ('jax', 'torch', 'transformers', 'tensorflow', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_published_files_are_clean(shared_data: pathlib.Path, tmp_path: pathlib.Path) -> None:

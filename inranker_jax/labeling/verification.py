@@ -339,7 +339,9 @@ def _repeated(lists: _Lists) -> tuple[int, str]:
     """Pairs that were listed before, anywhere: how many, and the numbers of the first two alike."""
     keys = np.frombuffer(lists.keys, np.uint64).reshape(-1, 2)
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal keys, the earlier comes first
-    same = np.flatnonzero((keys[order[1:]] == keys[order[:-1]]).all(axis=1))
+    ordered = keys[order, 0]
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    same = same[keys[order[same], 1] == keys[order[same + 1], 1]]
     if not same.size:
         return 0, ""
     first = same[np.argmin(order[same + 1])]

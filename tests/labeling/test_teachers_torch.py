@@ -132,12 +132,40 @@ def test_identity_follows_the_files_not_the_place(single: pathlib.Path, tmp_path
     shutil.copytree(single, copy)
     (copy / "README.md").write_text("a card")
     (copy / "training_args.bin").write_bytes(b"pickled")
+    shutil.copytree(single, copy / "checkpoint-500")
     identity = open_teacher(f"cross-encoder:{single}").identity
     assert open_teacher(f"cross-encoder:{copy}").identity == identity
     json.dumps(identity)
     other = write_bert(tmp_path / "other", 1, seed=1)
     assert open_teacher(f"cross-encoder:{other}").identity != identity
     assert open_teacher(f"cross-encoder:{single}?max_length=20").identity != identity
+
+
+def test_bi_encoder_identity(sentence_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(sentence_model, copy)
+    spec = f"bi-encoder:{copy}"
+    identity = open_teacher(spec).identity
+    assert open_teacher(f"bi-encoder:{sentence_model}").identity == identity
+    for option in (
+        "scale=3",
+        "offset=1",
+        "similarity=dot",
+        "query_prompt=a",
+        "dtype=bfloat16",
+        "max_length=9",
+    ):
+        assert open_teacher(f"{spec}?{option}").identity != identity
+    pooling = copy / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text() + "\n")
+    assert open_teacher(spec).identity != identity
+
+
+def test_a_hub_id_offline() -> None:
+    with pytest.raises(
+        InputError, match=r"nobody/nothing: no folder of that name is here.*hub was not reached"
+    ):
+        open_teacher("cross-encoder:nobody/nothing")
 
 
 def test_an_encoder_without_a_head_is_refused(encoder: pathlib.Path) -> None:

@@ -119,19 +119,20 @@ def model_folder(source: str) -> pathlib.Path:
         ) from error
 
 
-def folder_digest(folder: pathlib.Path) -> str:
+def folder_digest(folder: pathlib.Path, subfolders: Iterable[str] = ()) -> str:
     """SHA-256 over the names and bytes of the files that decide a model's outputs: weights, settings, vocabulary.
 
     Where there are safetensors, pickled weights beside them are left out, as they are not read.
+
+    Args:
+      folder: the model's folder; other folders in it, such as a trainer's checkpoints, are not read.
+      subfolders: those that are, with everything below them.
     """
+    files = [*folder.iterdir(), *(path for name in subfolders for path in (folder / name).rglob("*"))]
     files = sorted(
         path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix in _DECIDING_SUFFIXES
-        and not path.name.startswith(_NOT_DECIDING)
-        and not {"onnx", "openvino"} & set(path.relative_to(folder).parts)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in set(files)
+        if path.suffix in _DECIDING_SUFFIXES and path.is_file() and not path.name.startswith(_NOT_DECIDING)
     )
     safe = {path.parent for path in files if path.suffix == ".safetensors"}
     digest = hashlib.sha256()

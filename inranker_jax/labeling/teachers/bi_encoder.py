@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import json
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -87,7 +89,7 @@ class BiEncoderTeacher:
         self._limit = options.get("cache", _CACHED)
         self._identity = {
             "kind": "bi-encoder",
-            "files": folder_digest(folder),
+            "files": folder_digest(folder, _module_folders(folder)),
             "dtype": options.get("dtype", "float32"),
             "max_length": self._model.max_seq_length,
             "similarity": similarity,
@@ -194,7 +196,7 @@ class BiEncoderTeacher:
             self._torch.cuda.empty_cache()
 
 
-def _load(library: Any, folder: Any, spec: TeacherSpec, device: Any, torch: Any) -> Any:
+def _load(library: Any, folder: pathlib.Path, spec: TeacherSpec, device: Any, torch: Any) -> Any:
     pooling = spec.options.get("pooling")
     has_modules = (folder / "modules.json").is_file()
     if pooling and has_modules:
@@ -223,6 +225,13 @@ def _load(library: Any, folder: Any, spec: TeacherSpec, device: Any, torch: Any)
         raise InputError(
             f"{spec.path}: sentence-transformers cannot load it ({str(error).splitlines()[0]})."
         ) from error
+
+
+def _module_folders(folder: pathlib.Path) -> list[str]:
+    """The folders of the modules that `modules.json` lists."""
+    listed = folder / "modules.json"
+    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
+    return [module["path"] for module in modules if module.get("path")]
 
 
 def _modules_package() -> str:
