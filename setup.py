@@ -35,20 +35,22 @@ EVAL = [
     # Provides `import pytrec_eval`; the package of that name is an sdist which does not build offline.
     "pytrec-eval-terrier>=0.5.7",
 ]
-TRAIN = [
-    *EVAL,
-    "array_record>=0.8",
-    "seqio>=0.0.20,<0.1",
-    "tensorboard>=2.20",
-    "tensorflow>=2.20,<2.22",
-    "tensorflow-text>=2.20,<2.22",
-    "tensorflow-datasets>=4.9.9",
-]
 LABEL = [
     *EVAL,
     "matplotlib>=3.9",
     "pyarrow>=17",
     "zstandard>=0.23",
+]
+TRAIN = [
+    *LABEL,
+    "array_record>=0.8",
+    # TensorFlow Datasets imports it and does not require it.
+    "importlib_resources>=6",
+    "seqio>=0.0.20,<0.1",
+    "tensorboard>=2.20",
+    "tensorflow>=2.20,<2.22",
+    "tensorflow-text>=2.20,<2.22",
+    "tensorflow-datasets>=4.9.9",
 ]
 # Teachers and query generators of other people's making.
 TEACHERS = [*LABEL, "sentence-transformers>=5.0", "torch>=2.6", "transformers>=5.0,<6"]

@@ -121,6 +121,8 @@ def train(
     loss: Callable[..., jax.Array],
     mixture_or_task_module: str | Sequence[str] = (),
     mixture_rates: Mapping[str, float] | Callable[[int], float] | None = None,
+    use_cached: bool = False,
+    seqio_cache_dirs: Sequence[str] = (),
     initial_checkpoint: str | None = None,
     model: T5Config | None = None,
     initialiser: Callable[[T5Config, int], Any] = t5.init_params,
@@ -157,6 +159,8 @@ def train(
       mixture_or_task_module: module (or its .py file), or several, to import: they register the task.
       mixture_rates: how often each task of a mixture is drawn, by task name, or a function of its number of
         examples such as `rates.temperature`; the mixture's own (proportional to the size) by default.
+      use_cached: read what SeqIO's offline caching wrote (T5X's USE_CACHED_TASKS); the examples are the same.
+      seqio_cache_dirs: folders in which that lies.
       initial_checkpoint: parameters to start from; see the module's docstring.
       model: architecture of a randomly initialised student.
       initialiser: makes its parameters from architecture and seed; T5's own by default.
@@ -233,8 +237,11 @@ def train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    stores, rates = data.open_stores(mixture_or_task_name, train_split, rates=mixture_rates)
-    held_out = data.open_stores(mixture_or_task_name, validation_split)[0] if validation_split else []
+    open_stores = functools.partial(
+        data.open_stores, mixture_or_task_name, use_cached=use_cached, seqio_cache_dirs=seqio_cache_dirs
+    )
+    stores, rates = open_stores(train_split, rates=mixture_rates)
+    held_out = open_stores(validation_split)[0] if validation_split else []
     fingerprints = {store.name: store.fingerprint for store in [*stores, *held_out]}
 
     # ---- restore, else import, else initialise ---------------------------------------------------------------
