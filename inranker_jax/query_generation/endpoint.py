@@ -36,6 +36,7 @@ _LONGEST_BACK_OFF = 60.0
 _LONGEST_RETRY_AFTER = 900.0
 # After a signal or a fatal error, answers that are already paid for may still arrive for this long.
 _GRACE = 5.0
+_NOTE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class EndpointGenerator:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._resume_at = 0.0
+        self._note_after = 0.0
         self._fatal: InputError | None = None
         self._answered_once = False
         self._fields: dict[str, Any] = {"logprobs": True if self._api == "chat" else 1}
@@ -259,7 +261,9 @@ class EndpointGenerator:
                     error_text = self._describe(reply)
                     return Generation(request.document.id, "", attempts=attempts, error=error_text)
             if attempt < self._settings.max_retries:
-                self._sleep(self._delay(attempt) if delay is None else delay + random.uniform(0, 0.5))
+                delay = self._delay(attempt) if delay is None else delay + random.uniform(0, 0.5)
+                self._note(reason, delay)
+                self._sleep(delay)
         return Generation(
             request.document.id, "", attempts=attempts, error=f"{reason}, after {attempts} attempts"
         )
@@ -285,7 +289,9 @@ class EndpointGenerator:
         with self._lock:
             if "logprob" in text and "logprobs" in fields:
                 if self._fields.pop("logprobs", None) is not None:
-                    announce(f"{self.shown} gives no log-probabilities; going on without them.")
+                    announce(
+                        f"{self.shown} refuses to give log-probabilities; going on without: --top_k will not work."
+                    )
                 return True
             if "max_completion_tokens" in text and length_field == "max_tokens":
                 self._length_field = "max_completion_tokens"
@@ -300,6 +306,8 @@ class EndpointGenerator:
             estimate_tokens(answer.text) if answer.completion_tokens is None else answer.completion_tokens
         )
         with self._lock:
+            if not self._answered_once and query and answer.log_probs is None and self._fields:
+                announce(f"{self.shown} sends no log-probabilities: --top_k will not work.")
             self._answered_once = True
         return Generation(
             request.document.id,
@@ -317,6 +325,15 @@ class EndpointGenerator:
     def _delay(self, attempt: int) -> float:
         whole = min(_LONGEST_BACK_OFF, self._settings.back_off * 2.0**attempt)
         return random.uniform(0.5 * whole, whole)  # jitter, so that the workers do not return all at once
+
+    def _note(self, reason: str, delay: float) -> None:
+        """Says that something is being tried again, at most every ten seconds."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._note_after:
+                return
+            self._note_after = now + _NOTE_SECONDS
+        announce(f"{self.shown}: {reason}; trying again in {clock(delay)}")
 
     def _sleep(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
