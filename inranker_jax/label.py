@@ -48,6 +48,11 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--qrels", help="judgments; one document of grade 1 or more is each query's positive")
     add("--corpus", help="documents in any format")
     add("--corpus_format", default="auto", help="beir, tsv, jsonl, parquet, ... (default: by the name)")
+    add(
+        "--text_only",
+        action="store_true",
+        help="leave documents' titles out of the pairs: they are the queries",
+    )
     add("--candidates", help="TREC run, as `python -m inranker_jax.retrieve` writes it")
     add("--teacher", action="append", default=[], help=f"{GRAMMAR}; may be given several times")
     add("--ensemble", metavar="W1,W2", help="also a weighted sum of the teachers' centred logits")
@@ -116,6 +121,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         chunk_size=given.chunk_size,
         process_index=given.process_index,
         process_count=given.process_count,
+        titles=not given.text_only,
         skip_malformed=given.skip_malformed,
         usd_per_hour=given.usd_per_hour,
     )

@@ -160,3 +160,27 @@ def test_missing_flags(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str
     assert label.main([f"--output_dir={tmp_path}", "--teacher=run:x"]) == 2
     assert "--queries, --corpus, --candidates missing" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_titles_that_serve_as_queries_stay_out_of_the_documents(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, queries, run = tmp_path / "corpus", tmp_path / "queries.jsonl", tmp_path / "run.trec"
+    corpus.mkdir()
+    rows = [{"_id": f"d{i}", "title": f"title {i}", "text": f"text {i}"} for i in range(4)]
+    (corpus / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    generated = [
+        {"query_id": f"q{i}", "doc_id": f"d{i}", "query": f"title {i}", "text": f"text {i}"} for i in range(4)
+    ]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in generated))
+    run.write_text("".join(f"q{q} Q0 d{d} {d + 1} {9 - d} bm25\n" for q in range(4) for d in range(4)))
+    shared = [f"--queries={queries}", f"--corpus={corpus}", f"--candidates={run}", f"--teacher=run:{run}"]
+    shared.append("--negatives=2")
+    assert label.main([*shared, f"--output_dir={tmp_path / 'texts'}", "--text_only"]) == 0
+    assert label.main([*shared, f"--output_dir={tmp_path / 'titles'}"]) == 0
+    assert {pair.document for pair in read_labels(tmp_path / "texts")} == {f"text {i}" for i in range(4)}
+    titled = {pair.document for pair in read_labels(tmp_path / "titles")}
+    assert titled == {f"title {i} text {i}" for i in range(4)}
+    capsys.readouterr()
+    assert label.main([*shared, f"--output_dir={tmp_path / 'titles'}", "--text_only"]) == 2
+    assert "corpus.titles" in capsys.readouterr().err

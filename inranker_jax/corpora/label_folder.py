@@ -324,7 +324,8 @@ class LabelFolder:
         from inranker_jax import corpora
 
         path, options = self._source("corpus", documents)
-        return corpora.open_corpus(path, **options).texts()
+        titles = self.info["corpus"].get("titles", True)
+        return corpora.open_corpus(path, **options).texts(titles=titles)
 
     def read(
         self,

@@ -59,6 +59,7 @@ class Settings:
       chunk_size: pairs between two savings.
       process_index: number of this process.
       process_count: number of processes that share the work.
+      titles: whether a document is its title and text, or its text only (where titles serve as queries).
       skip_malformed: leave out rows that cannot be used, and candidates that are not in the corpus.
       usd_per_hour: price of this process's machine.
     """
@@ -75,6 +76,7 @@ class Settings:
     chunk_size: int = 4096
     process_index: int = 0
     process_count: int = 1
+    titles: bool = True
     skip_malformed: bool = False
     usd_per_hour: float | None = None
 
@@ -129,7 +131,7 @@ class LabelJob:
 
     @functools.cached_property
     def _document_texts(self) -> Mapping[str, str]:
-        return self._corpus.texts()
+        return self._corpus.texts(titles=self._settings.titles)
 
     def prepare(self) -> None:
         """Samples the lists into `lists.parquet`, or finds them there.
@@ -160,7 +162,11 @@ class LabelJob:
         settings = self._settings
         return {
             "queries": {"fingerprint": self._queries.fingerprint(), "format": self._queries.format},
-            "corpus": {"fingerprint": self._corpus.fingerprint(), "format": self._corpus.format},
+            "corpus": {
+                "fingerprint": self._corpus.fingerprint(),
+                "format": self._corpus.format,
+                "titles": settings.titles,
+            },
             "candidates": {"fingerprint": files.fingerprint(files.find(settings.candidates))},
             "qrels": {
                 "fingerprint": files.fingerprint(files.find(settings.qrels)) if settings.qrels else None
