@@ -108,16 +108,16 @@ def start(
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
 
-def moment(output: pathlib.Path) -> str:
-    """What is on disk, in words."""
+def moment(output: pathlib.Path, process: int) -> str:
+    """When a process (its id) was killed, in words, from what is on disk."""
     if not (output / LISTS).exists():
-        return "before the lists were written"
+        return "before the lists"
     parts = len(list(output.glob("store/teachers/*/part-*.parquet")))
-    if list(output.glob("store/teachers/*/.part-*.tmp")):
-        return "while a part was written"
+    if list(output.glob(f"store/teachers/*/.part-*-{process}.tmp")):
+        return "while writing a part"
     if not parts:
         return "before the first part"
-    return "between parts" if LabelFolder(output).info["pending"] else "after the last part"
+    return "with some parts there" if LabelFolder(output).info["pending"] else "with all parts there"
 
 
 def disturb(
@@ -147,10 +147,11 @@ def disturb(
             if running and time.monotonic() >= deadline:
                 if outcome.kills < kills:
                     index = rng.choice(sorted(running))
+                    killed = running[index].pid
                     running[index].kill()
                     running[index].wait()
                     outcome.kills += 1
-                    outcome.moments[moment(output)] += 1
+                    outcome.moments[moment(output, killed)] += 1
                     running[index] = start(source, output, index, processes, chunk)
                 deadline = time.monotonic() + rng.uniform(0.1, longest)
         outcome.rounds += 1
@@ -199,7 +200,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=20, help="kills for each number of processes")
     parser.add_argument("--processes", default="1,2", help="numbers of processes")
-    parser.add_argument("--queries", type=int, default=150, help="lists of ten pairs")
+    parser.add_argument("--queries", type=int, default=300, help="lists of ten pairs")
     parser.add_argument("--chunk_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
