@@ -51,7 +51,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--text_only",
         action="store_true",
-        help="leave documents' titles out of the pairs: they are the queries",
+        help="leave documents' titles out of the pairs, as where they are the queries",
     )
     add("--candidates", help="TREC run, as `python -m inranker_jax.retrieve` writes it")
     add("--teacher", action="append", default=[], help=f"{GRAMMAR}; may be given several times")
@@ -167,8 +167,8 @@ def _work(given: argparse.Namespace, interruption: Interruption) -> None:
     if given.import_tsv:
         import_export.import_tsv(
             given.import_tsv, given.output_dir, given.teacher_name, queries=given.queries, corpus=given.corpus,
-            queries_format=given.queries_format, corpus_format=given.corpus_format, store=given.store,
-            skip_malformed=given.skip_malformed, announce=announce,
+            queries_format=given.queries_format, corpus_format=given.corpus_format, titles=not given.text_only,
+            store=given.store, skip_malformed=given.skip_malformed, announce=announce,
         )  # fmt: skip
     elif given.import_jsonl:
         import_export.import_jsonl(

@@ -34,6 +34,7 @@ def import_tsv(
     corpus: str,
     queries_format: str = "auto",
     corpus_format: str = "auto",
+    titles: bool = True,
     store: str | None = None,
     skip_malformed: bool = False,
     announce: Callable[[str], None],
@@ -48,6 +49,7 @@ def import_tsv(
       corpus: path of the corpus.
       queries_format: see `corpora.open_queries_any`.
       corpus_format: see `corpora.open_corpus`.
+      titles: whether the teacher read a document's title and text, or its text only.
       store: the label store; None for one inside the folder.
       skip_malformed: leave bad lines out, and count them.
       announce: prints a line.
@@ -61,12 +63,12 @@ def import_tsv(
     documents = open_corpus(corpus, corpus_format, on_malformed=policy)
     sources = {
         "queries": {"fingerprint": query_set.fingerprint(), "format": query_set.format},
-        "corpus": {"fingerprint": documents.fingerprint(), "format": documents.format},
+        "corpus": {"fingerprint": documents.fingerprint(), "format": documents.format, "titles": titles},
         "on_malformed": policy,
     }
     report = inranker.ReadReport()
     texts = {query.id: query.text for query in query_set.queries()}
-    pairs = inranker.read_msmarco_tsv(path, texts, documents.texts(), policy, report=report)
+    pairs = inranker.read_msmarco_tsv(path, texts, documents.texts(titles=titles), policy, report=report)
     _import(
         path,
         pairs,

@@ -70,7 +70,8 @@ class SamplingReport:
       counts: kind -> number. Kinds of queries without a list: `no_positive`, `positive_not_in_corpus`,
         `no_candidates` (not in the run), `no_negatives` (no candidate is left), `no_query_text`. Further:
         `short_lists` (fewer negatives than asked for, kept), `same_text_as_positive` and
-        `same_text_in_list` (draws rejected), `unknown_documents` (candidates not in the corpus, left out).
+        `same_text_in_list`, `empty_documents` (draws rejected), `unknown_documents` (candidates not in the
+        corpus, left out).
       examples: kind -> the first few ids.
     """
 
@@ -101,12 +102,13 @@ _WORDS = {
     "no_positive": "queries of the run without a positive, left out",
     "no_query_text": "queries of the run without a text, left out",
     "no_candidates": "queries with a positive that the run does not have, left out",
-    "positive_not_in_corpus": "queries whose positives are not in the corpus, left out",
+    "positive_not_in_corpus": "queries whose positives are not in the corpus (or empty there), left out",
     "no_negatives": "queries without a candidate that could be a negative, left out",
     "short_lists": "lists with fewer negatives than asked for, kept",
     "same_text_as_positive": "draws rejected for having the text of a relevant document",
     "same_text_in_list": "draws rejected for having the text of a document in the list",
     "unknown_documents": "candidates that are not in the corpus, left out",
+    "empty_documents": "draws rejected for having no text",
 }
 
 
@@ -184,7 +186,11 @@ class Sampler:
             self.report.add("no_query_text", query_id)
             return None
         stream = _Draws(self._sampling.seed, query_id)
-        in_corpus = sorted(document for document in set(own) if document in self._documents)
+        in_corpus = sorted(
+            document
+            for document in set(own)
+            if document in self._documents and self._documents[document].strip()
+        )
         if not in_corpus:
             self.report.add("positive_not_in_corpus", query_id)
             return None
@@ -203,7 +209,9 @@ class Sampler:
             text = self._text(query_id, pool[place])
             if text is None:
                 continue
-            if text in relevant_texts:
+            if not text:
+                self.report.add("empty_documents", pool[place])
+            elif text in relevant_texts:
                 self.report.add("same_text_as_positive", pool[place])
             elif text in texts:
                 self.report.add("same_text_in_list", pool[place])

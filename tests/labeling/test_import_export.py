@@ -126,3 +126,23 @@ def test_real_labels_of_pira_across_languages(shared_data: pathlib.Path, tmp_pat
     assert [(p.query, p.document) for p in translated] == [(p.query, p.document) for p in expected]
     assert [p.logits for p in translated] == [p.logits for p in ours]
     assert sum(one.document != other.document for one, other in zip(ours, translated, strict=True)) > 4000
+
+
+def test_real_labels_of_texts_without_titles(shared_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Queries that were titles: their labels are those of the text alone."""
+    corpus, name = shared_data / "beir" / "scifact", shared_data / "teacher" / "scifact_synthetic"
+    import_tsv(
+        f"{name}.tsv",
+        str(tmp_path / "labels"),
+        "mix",
+        queries=f"{name}.queries.tsv",
+        corpus=str(corpus),
+        titles=False,
+        announce=print,
+    )
+    expected = inranker.read_msmarco_tsv(f"{name}.tsv", f"{name}.queries.tsv", corpus, titles=False)
+    count = 0
+    for ours, theirs in zip(read_labels(tmp_path / "labels"), expected, strict=True):
+        assert (ours.query, ours.document) == (theirs.query, theirs.document)
+        count += 1
+    assert count == 51786

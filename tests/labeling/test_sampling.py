@@ -135,6 +135,16 @@ def test_candidates_that_are_not_in_the_corpus() -> None:
     assert made.report.counts["short_lists"] == 1
 
 
+def test_documents_without_text() -> None:
+    documents = {**DOCUMENTS, "d2": "  ", "d3": ""}
+    made = sampler({"q1": ["d2", "d1"], "q2": ["d3"]}, Sampling(negatives=60), documents=documents)
+    drawn = ids(made.sample("q1", RANKED))
+    assert drawn[0] == "d1"
+    assert not {"d2", "d3"} & set(drawn)
+    assert made.sample("q2", RANKED) is None
+    assert made.report.to_dict() == {"empty_documents": 1, "positive_not_in_corpus": 1, "short_lists": 1}
+
+
 def test_only_drawn_texts_are_read() -> None:
     read: list[str] = []
 
