@@ -141,6 +141,10 @@ def settings_of(flags: argparse.Namespace) -> pipeline.Settings:
         raise InputError(
             "--filter_copied with --generator=title: a title stands in its document, so none would be left."
         )
+    kind, _ = split_spec(flags.generator)
+    for name in ("model", "tokenizer"):
+        if getattr(flags, name) is not None and kind != "openai":
+            raise InputError(f"--{name} belongs to --generator=openai:URL; {kind} does not read it.")
     return pipeline.Settings(
         num_documents=flags.num_documents or None,
         seed=flags.seed,
@@ -195,7 +199,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(interruption: Interruption) -> None:
         flags = parse_flags(argv)
-        split_spec(flags.generator)
         settings = settings_of(flags)
         paths = pipeline.Paths.beside(flags.output, flags.journal)
         template = open_template(flags.prompt, flags.examples)

@@ -355,6 +355,8 @@ def test_no_log_probabilities_no_top_k(tmp_path: pathlib.Path, capsys: pytest.Ca
         ("openai:ftp://host", ["--model=m"], "expected a URL such as"),
         (f"openai:http://me:{KEY}@host/v1", ["--model=m"], "holds a user name or password"),
         ("title", ["--filter_copied"], "none would be left"),
+        ("title", ["--model=m"], "--model belongs to --generator=openai:URL"),
+        ("local:m", ["--tokenizer=m"], "--tokenizer belongs to --generator=openai:URL"),
         ("title", ["--num_document=3"], "Did you mean '--num_documents'?"),
         ("title", ["--output=gs://bucket/q.jsonl"], "expected a local file"),
         ("title", ["--output=q.tsv"], "ends with .jsonl or .jsonl.gz"),

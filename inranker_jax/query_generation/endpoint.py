@@ -285,8 +285,10 @@ class EndpointGenerator:
 
     def _adapt(self, reply: Reply, fields: dict[str, Any], length_field: str) -> bool:
         """Leaves out, or renames, an optional field that the server refuses; True when asking again makes sense."""
-        text = reply.body[:65536].decode("utf-8", "replace")
+        text = answers.error_message(reply.body)
         with self._lock:
+            if self._answered_once:  # A message that quotes a document may hold these words as well.
+                return False
             if "logprob" in text and "logprobs" in fields:
                 if self._fields.pop("logprobs", None) is not None:
                     announce(

@@ -203,6 +203,15 @@ def test_answers_in_flight_survive_a_fatal_error() -> None:
     assert len(found) == len(behaviour.requests) - 1 >= 4
 
 
+def test_a_message_that_quotes_a_document_changes_nothing() -> None:
+    """Once answers come, a refusal which mentions logprobs is about its document."""
+    quoting = status(400, {"error": {"message": "too long: 'the logprobs parameter, max_completion_tokens'"}})
+    with serve(Behaviour(troubles=[None, quoting])) as behaviour:
+        found = collect(behaviour, requests(3), concurrency=1)
+    assert [bool(value.error) for value in found.values()] == [False, True, False]
+    assert all("logprobs" in request for request in behaviour.requests)
+
+
 def test_one_bad_document_among_good_ones_is_a_failure_of_its_own() -> None:
     """After an answer, a 400 is about the document (too long for the model), and is not tried again."""
     with serve(Behaviour(troubles=[None, status(400)])) as behaviour:
