@@ -17,7 +17,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import gin
 import numpy as np
@@ -26,8 +25,10 @@ from inranker_jax import configuration
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.evaluation import pipeline
 from inranker_jax.evaluation.reports import CQADUPSTACK, DatasetSummary, Report, write_json
+from inranker_jax.flags import Parser, commas
 from inranker_jax.interruption import Interruption
 from inranker_jax.manifest import versions
+from inranker_jax.progress import announce
 
 # What the gin files of this binary may bind. None of it loads model code, so BM25 alone does not.
 CONFIGURABLES = (
@@ -151,27 +152,6 @@ def _files_of(flag: str, values: Sequence[str], names: Sequence[str]) -> dict[st
     return files
 
 
-def announce(message: str) -> None:
-    """Prints a line of progress to standard error; standard output is for the table."""
-    print(message, file=sys.stderr, flush=True)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Bad flags become an InputError, with a suggestion for a misspelt one."""
-
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message}. See --help.")
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        flags, unknown = self.parse_known_args(argv)
-        if unknown:
-            name = unknown[0].split("=")[0]
-            raise InputError(
-                f"unknown flag {name}.{did_you_mean(name, self._option_string_actions)} See --help."
-            )
-        return flags
-
-
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Splits the command line into flags and gin bindings.
 
@@ -179,28 +159,26 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       InputError: an unknown flag, or one that is missing.
     """
     bindings, rest = configuration.split_gin_flags(argv)
-    parser = _Parser(
-        prog="python -m inranker_jax.evaluate",
-        description="Rerank candidates on BEIR collections and report nDCG@10 and other measures.",
-        allow_abbrev=False,
+    parser = Parser(
+        "evaluate", "Rerank candidates on BEIR collections and report nDCG@10 and other measures."
     )
     configuration.add_gin_flags(parser)
     add = parser.add_argument
     add("--beir_dir", required=True, help="folder that holds a BEIR folder for each dataset")
-    add("--datasets", required=True, type=_commas, help="comma-separated; 'cqadupstack' means all its forums")
+    add("--datasets", required=True, type=commas, help="comma-separated; 'cqadupstack' means all its forums")
     add("--output_dir", required=True, help="where runs and results go; rerun to go on after an interruption")
     add("--checkpoint", help="the reranker: training output, checkpoint, Hugging Face folder or hub id")
     add("--bm25_only", action="store_true", help="stop after the candidates (no model)")
     add(
         "--runs",
-        type=_commas,
+        type=commas,
         action="extend",
         default=[],
         help="candidates from TREC runs: DATASET=FILE,...",
     )
     add(
         "--qrels",
-        type=_commas,
+        type=commas,
         action="extend",
         default=[],
         help="other judgments: FILE, or DATASET=FILE,...",
@@ -220,10 +198,6 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             f"--output_dir={flags.output_dir}: expected a local folder (unfinished files grow there)."
         )
     return flags, bindings
-
-
-def _commas(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
