@@ -6,7 +6,6 @@ when its task module is imported, so paths may come from the environment and may
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import seqio
 import tensorflow as tf
 
 from inranker_jax.data import features
+from inranker_jax.data.shares import query_share
 from inranker_jax.errors import InputError
 from inranker_jax.records import LabelledPair, PathType
 
@@ -65,15 +65,6 @@ def original_error(error: BaseException) -> Exception | None:
         for message in [message for message in _RAISED if message in text]:
             return _RAISED.pop(message)
     return None
-
-
-def query_share(query: str) -> float:
-    """A number in [0, 1) which depends only on the query's text, whatever its case and spacing.
-
-    Two queries that differ only in those fall on the same side of a split.
-    """
-    text = " ".join(query.casefold().split())
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
 
 
 def group_pairs(

@@ -16,7 +16,8 @@ import pytest
 
 from inranker_jax import data
 from inranker_jax.data import rates
-from inranker_jax.data.sources import group_pairs, original_error, query_share
+from inranker_jax.data.shares import query_share
+from inranker_jax.data.sources import group_pairs, original_error
 from inranker_jax.errors import InputError
 from inranker_jax.prompts import ScoringContract, Tokenizer
 from inranker_jax.records import LabelledPair
@@ -398,7 +399,7 @@ def test_data_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_importing_the_room_is_cheap() -> None:
     script = (
-        "import sys, inranker_jax.data, inranker_jax.data.batches, inranker_jax.corpora.inranker\n"
+        "import sys, inranker_jax.data, inranker_jax.data.batches, inranker_jax.data.shares, inranker_jax.corpora.inranker\n"
         "assert not {'tensorflow', 'seqio', 'gin'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
