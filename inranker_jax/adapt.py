@@ -18,11 +18,15 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from inranker_jax.corpora.label_folder import LabelFolder
+from inranker_jax.data.shares import query_share
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.flags import Parser, commas, positive, run_main
 from inranker_jax.interruption import Interruption
 from inranker_jax.progress import announce, clock
+from inranker_jax.query_generation.secret import check_url
 from inranker_jax.records import atomic_text
 from inranker_jax.stages import Outcome, Stage, StageFailed, run_stages
 
@@ -65,22 +69,35 @@ class Pipeline:
 
     def stages(self) -> list[Stage]:
         """The stages in order, without those for which there is no input (no judgments to evaluate with)."""
+        flags = self._flags
         findings = {1: "Look at its findings; --skip=verify trains on these labels all the same."}
+        unanswered = {
+            3: "Run again to ask for the missing queries; --skip=queries goes on with those that are there."
+        }
         verified, exported = self.output / "verification.json", self.output / "export"
+        teacher = flags.teacher.partition("?")[0].rpartition("=")[2].rpartition(":")[2]
+        student = [flags.student] if flags.student else []
         stages = []
-        if not self._flags.queries:
+        if not flags.queries:
             stages.append(
-                self._stage("queries", "generate_queries", self._generate, self._queries, self._generated)
-            )
+                self._stage(
+                    "queries", "generate_queries", self._generate, self._queries,
+                    about=self._generated, hints=unanswered, usd=self._spent,
+                )
+            )  # fmt: skip
+        own_queries = [flags.queries] if flags.queries else []
         stages += [
-            self._stage("candidates", "retrieve", self._retrieve, self._run),
-            self._stage("labels", "label", self._label, self.labels / "labels.json", self._labelled),
+            self._stage("candidates", "retrieve", self._retrieve, self._run, own_queries),
+            self._stage(
+                "labels", "label", self._label, self.labels / "labels.json", [*own_queries, teacher],
+                about=self._labelled,
+            ),
             self._stage("verify", "verify_labels", lambda: self._verify(verified), verified, hints=findings),
-            self._stage("train", "train", self._train, self.student / "manifest.json"),
+            self._stage("train", "train", self._train, self.student / "manifest.json", student),
             self._stage("export", "export", lambda: self._export(exported), exported),
-        ]
+        ]  # fmt: skip
         if self._judged is not None:
-            before = [("evaluate_before", self._flags.student)] if self._flags.student else []
+            before = [("evaluate_before", flags.student)] if flags.student else []
             stages += [
                 self._evaluation(name, checkpoint, self._judged)
                 for name, checkpoint in (*before, ("evaluate", self.student))
@@ -93,14 +110,14 @@ class Pipeline:
         binary: str,
         arguments: Callable[[], list[str]],
         output: pathlib.Path,
-        about: Callable[[], str] = lambda: "",
-        hints: dict[int, str] | None = None,
+        inputs: Sequence[str] = (),
+        **more: Any,
     ) -> Stage:
         def command() -> list[str]:
             own = self._extra.get(name, [])
             return [sys.executable, "-m", f"inranker_jax.{binary}", *arguments(), *own]
 
-        return Stage(name, command, (output,), about, hints or {})
+        return Stage(name, command, (output,), (self._flags.corpus, *inputs), **more)
 
     def _generate(self) -> list[str]:
         flags = self._flags
@@ -127,12 +144,13 @@ class Pipeline:
     def _train(self) -> list[str]:
         flags = self._flags
         steps = flags.train_steps or epochs_in_steps(self.labels, flags.epochs, flags.batch_size)
+        held_out = validation_share(self.labels, flags.validation_fraction)
+        if held_out is None:
+            announce("a single query: none is held out, so training watches no validation loss")
         task = self.output / "task.py"
         with atomic_text(task) as out:
             out.write(
-                TASK_FILE.format(
-                    labels=str(self.labels), size=flags.negatives + 1, held_out=flags.validation_fraction
-                )
+                TASK_FILE.format(labels=str(self.labels), size=flags.negatives + 1, held_out=held_out or 0.0)
             )
         bindings = {
             "TRAIN_STEPS": steps,
@@ -140,6 +158,8 @@ class Pipeline:
             "BATCH_SIZE": flags.batch_size,
             "MIXTURE_OR_TASK_MODULE": json.dumps(str(task)),
         }
+        if held_out is None:
+            bindings["train.validation_split"] = "None"
         start = [f"--init_checkpoint={flags.student}"] if flags.student else []
         gin = [f"--gin.{name}={value}" for name, value in bindings.items()]
         more = self._extra.get("gin", [])
@@ -161,13 +181,24 @@ class Pipeline:
             f"--output_dir={folder}",
         ]
         results = folder / "results.json"
-        return self._stage(name, "evaluate", lambda: arguments, results, lambda: _measured(results))
+        inputs = [str(judged), str(checkpoint)] if name == "evaluate_before" else [str(judged)]
+        return self._stage(
+            name, "evaluate", lambda: arguments, results, inputs, about=lambda: _measured(results)
+        )
+
+    def _report(self) -> dict[str, Any]:
+        name = self._queries.with_name(self._queries.name.removesuffix(".jsonl") + ".report.json")
+        report: dict[str, Any] = json.loads(name.read_text(encoding="utf-8"))
+        return report
 
     def _generated(self) -> str:
-        with self._queries.open(encoding="utf-8") as lines:
-            first = json.loads(next(lines, "{}"))
-            number = bool(first) + sum(1 for _ in lines)
-        return f"{number} queries by {first.get('generator', 'nobody')}"
+        report = self._report()
+        tokens = report["cost"]["prompt_tokens"] + report["cost"]["completion_tokens"]
+        used = f", {tokens:,} tokens" if tokens else ""
+        return f"{report['counts']['written']:,} queries by {report['generator']}{used}"
+
+    def _spent(self) -> float:
+        return float(self._report()["cost"]["usd"] or 0.0)
 
     def _labelled(self) -> str:
         counts = _counts(self.labels)
@@ -198,6 +229,28 @@ def epochs_in_steps(labels: pathlib.Path, epochs: float, batch_size: int) -> int
     return max(1, math.ceil(epochs * _counts(labels)["pairs"] / batch_size))
 
 
+def validation_share(labels: pathlib.Path, fraction: float) -> float | None:
+    """The share of queries to hold out, such that there is a query to validate on and one to train on.
+
+    Which side a query falls on is a hash of its text, so a few queries may all fall on one. Then the boundary
+    is drawn beside the one that is nearest to it.
+
+    Args:
+      labels: the label folder.
+      fraction: the share that was asked for.
+
+    Returns:
+      A share; None for a single query, which cannot be divided.
+    """
+    folder = LabelFolder(labels)
+    texts = folder.query_texts()
+    shares = sorted({query_share(texts[query]) for query, _ in folder.lists.query_sizes()})
+    if len(shares) < 2:
+        return None
+    cut = min(max(1, sum(share < fraction for share in shares)), len(shares) - 1)
+    return fraction if shares[cut - 1] < fraction <= shares[cut] else (shares[cut - 1] + shares[cut]) / 2
+
+
 def _counts(labels: pathlib.Path) -> dict[str, int]:
     counts: dict[str, int] = json.loads((labels / "labels.json").read_text(encoding="utf-8"))["counts"]
     return counts
@@ -214,12 +267,17 @@ def summary(outcomes: Sequence[Outcome], usd_per_hour: float | None) -> str:
     width = max(len(outcome.stage) for outcome in outcomes)
     lines = []
     for outcome in outcomes:
-        price = f"  ${outcome.seconds / 3600 * usd_per_hour:.2f}" if usd_per_hour is not None else ""
-        left = f"{outcome.stage:<{width}}  {outcome.status:<11}  {clock(outcome.seconds):>7}{price}"
-        lines.append(f"{left}  {outcome.about}".rstrip())
-    total = sum(outcome.seconds for outcome in outcomes)
-    price = f", ${total / 3600 * usd_per_hour:.2f}" if usd_per_hour is not None else ""
-    return "\n".join([*lines, f"{clock(total)} in all{price}"])
+        left = f"{outcome.stage:<{width}}  {outcome.status:<11}  {clock(outcome.seconds):>7}"
+        lines.append(f"{left}{_price(outcome.seconds, outcome.usd, usd_per_hour)}  {outcome.about}".rstrip())
+    seconds, usd = (sum(getattr(outcome, name) for outcome in outcomes) for name in ("seconds", "usd"))
+    return "\n".join([*lines, f"{clock(seconds)} in all{_price(seconds, usd, usd_per_hour)}"])
+
+
+def _price(seconds: float, usd: float, usd_per_hour: float | None) -> str:
+    """What the machine and others cost, where that is known: `  $1.20`."""
+    if usd_per_hour is None and not usd:
+        return ""
+    return f"  ${usd + seconds / 3600 * (usd_per_hour or 0.0):.2f}"
 
 
 def split_stage_flags(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -296,6 +354,9 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[st
         raise InputError(
             f"--skip={unknown[0]}: no such stage.{did_you_mean(unknown[0], STAGES)} Stages: {', '.join(STAGES)}."
         )
+    if flags.generator.startswith("openai:"):
+        # Before the command line of any stage is shown or written down.
+        check_url(flags.generator.removeprefix("openai:"))
     if flags.epochs <= 0:
         raise InputError(f"--epochs={flags.epochs}: expected a positive number.")
     if not 0 < flags.validation_fraction < 1:

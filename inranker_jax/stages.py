@@ -1,19 +1,22 @@
 """Runs commands one after another, each in a process of its own, with a record of what ran and what it took.
 
 A stage is a command line that a person could type. It is skipped when the record says that the same command
-finished, its outputs are there, and no stage before it ran in this session.
+finished with the same inputs, its outputs are there, and no stage before it has run since.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import datetime
+import hashlib
 import json
 import pathlib
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +25,9 @@ from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
 from inranker_jax.progress import announce, clock
 from inranker_jax.records import atomic_text
+
+# How long a stage of a command that was killed may take to leave.
+_PATIENCE_SECONDS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,25 +38,34 @@ class Stage:
       name: what the record and the summary call it.
       command: makes the command line, when the stage's turn has come: it may depend on earlier outputs.
       outputs: files or folders that a finished stage leaves.
+      inputs: paths that come from outside the pipeline; when one changes, the stage runs again. Of what is no
+        local path (a hub id, say), the name alone counts.
       about: reads what the outputs hold, in a few words for the summary.
       hints: what to do about an exit status, by status.
+      usd: reads what the stage paid to others, in dollars.
     """
 
     name: str
     command: Callable[[], Sequence[str]]
     outputs: tuple[pathlib.Path, ...]
+    inputs: tuple[str, ...] = ()
     about: Callable[[], str] = lambda: ""
     hints: dict[int, str] = dataclasses.field(default_factory=dict)
+    usd: Callable[[], float] = lambda: 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A line of the summary: `status` is "ran", "done before" or "left out"; seconds over all sessions."""
+    """A line of the summary: `status` is "ran", "done before" or "left out"; seconds over all sessions.
+
+    `usd` is what was paid to others, such as a language model's host.
+    """
 
     stage: str
     status: str
     seconds: float
     about: str
+    usd: float = 0.0
 
 
 class StageFailed(Exception):
@@ -80,44 +95,65 @@ def run_stages(
       StageFailed: a stage did not end with status 0, or a signal arrived.
       InputError: the record cannot be read.
     """
-    entries = _read(record)
-    ran = False
-    for position, stage in enumerate(stages, start=1):
-        title = f"[{position}/{len(stages)}] {stage.name}"
-        entry = entries.setdefault(stage.name, {"seconds": 0.0, "sessions": 0})
-        if stage.name in skipped:
-            announce(f"{title}: left out")
-            yield Outcome(stage.name, "left out", 0.0, "")
-            continue
-        command = list(stage.command())
-        exists = all(path.exists() for path in stage.outputs)
-        if not ran and exists and entry.get("finished") and entry.get("command") == command:
-            announce(f"{title}: done before ({clock(entry['seconds'])})")
-            yield Outcome(stage.name, "done before", entry["seconds"], stage.about())
-            continue
-        ran = True
-        if entry.get("command") != command:
-            entry.update(seconds=0.0, sessions=0)
-        entry.update(command=command, finished=None, sessions=entry["sessions"] + 1)
-        _write(record, entries)
-        announce(f"{title}: {shlex.join(command)}")
-        started = time.perf_counter()
-        status = _wait(command, interruption)
-        entry["seconds"] = round(entry["seconds"] + time.perf_counter() - started, 1)
+    with _held(record.with_name(f".{record.name}.lock")) as lock:
+        entries = _read(record)
+        for position, stage in enumerate(stages):
+            title = f"[{position + 1}/{len(stages)}] {stage.name}"
+            entry = entries.setdefault(stage.name, {"seconds": 0.0, "sessions": 0})
+            if stage.name in skipped:
+                announce(f"{title}: left out")
+                yield Outcome(stage.name, "left out", 0.0, "")
+                continue
+            command, stamps = list(stage.command()), {path: _stamp(path) for path in stage.inputs}
+            known = {"command": command, "inputs": stamps}
+            exists = all(path.exists() for path in stage.outputs)
+            if exists and entry.get("finished") and known.items() <= entry.items():
+                announce(f"{title}: done before ({clock(entry['seconds'])})")
+                yield Outcome(stage.name, "done before", entry["seconds"], stage.about(), stage.usd())
+                continue
+            if not known.items() <= entry.items():
+                entry.update(seconds=0.0, sessions=0)
+            entry.update(known, finished=None, sessions=entry["sessions"] + 1)
+            for later in stages[position + 1 :]:
+                entries.get(later.name, {})["finished"] = None
+            _write(record, entries)
+            announce(f"{title}: {shlex.join(command)}")
+            _run(stage, command, entry, interruption, lock, lambda: _write(record, entries))
+            yield Outcome(stage.name, "ran", entry["seconds"], stage.about(), stage.usd())
+
+
+def _run(
+    stage: Stage,
+    command: Sequence[str],
+    entry: dict[str, Any],
+    interruption: Interruption,
+    lock: int,
+    save: Callable[[], None],
+) -> None:
+    """Runs one stage and keeps in its entry how that went."""
+    started = time.perf_counter()
+    try:
+        status = _wait(command, interruption, lock)
         if status == 0 and not interruption.requested:
             entry["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        _write(record, entries)
-        if interruption.requested:
-            raise StageFailed(f"interrupted during {stage.name!r}", interruption.exit_status)
-        if status:
-            hint = stage.hints.get(status, "Its message is above.")
-            raise StageFailed(f"stage {stage.name!r} ended with status {status}. {hint}", status)
-        yield Outcome(stage.name, "ran", entry["seconds"], stage.about())
+    finally:
+        entry["seconds"] = round(entry["seconds"] + time.perf_counter() - started, 1)
+        save()
+    if interruption.requested:
+        raise StageFailed(f"interrupted during {stage.name!r}", interruption.exit_status)
+    if status:
+        hint = stage.hints.get(status, "Its message is above.")
+        raise StageFailed(f"stage {stage.name!r} ended with status {status}. {hint}", status)
 
 
-def _wait(command: Sequence[str], interruption: Interruption) -> int:
-    """Waits for a command, in a session of its own so that a signal reaches it once, from here."""
-    with subprocess.Popen(command, start_new_session=True) as process:
+def _wait(command: Sequence[str], interruption: Interruption, lock: int) -> int:
+    """Waits for a command, in a session of its own so that a signal reaches it once, from here.
+
+    It inherits the lock: should this process be killed, nobody else begins before the command has ended, too.
+    """
+    with subprocess.Popen(
+        command, start_new_session=True, pass_fds=(lock,), preexec_fn=_end_with_parent
+    ) as process:
         passed_on = False
         while True:
             try:
@@ -131,6 +167,47 @@ def _wait(command: Sequence[str], interruption: Interruption) -> int:
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
                 raise
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM when the parent dies, however that comes about. Linux has a call for it."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _held(path: pathlib.Path) -> Iterator[int]:
+    """Holds a lock file, of whose descriptor the stages get a copy; the system frees it with the last of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            yield file.fileno()
+            return
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError.at(
+                        path.parent, None, "another command (or a stage that one left behind) is at work there",
+                        remedy="Wait until it has ended, or stop it; or choose another output folder",
+                    ) from None  # fmt: skip
+                time.sleep(0.2)
+        yield file.fileno()
+
+
+def _stamp(path: str) -> str | None:
+    """Sizes and times of a file, or of all files of a folder; None where there is neither."""
+    place = pathlib.Path(path)
+    files = [place] if place.is_file() else sorted(entry for entry in place.rglob("*") if entry.is_file())
+    found = [(str(file.relative_to(place)), file.stat()) for file in files]
+    described = [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in found]
+    return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16] if described else None
 
 
 def _read(record: pathlib.Path) -> dict[str, Any]:

@@ -13,17 +13,24 @@ import time
 
 import pytest
 
+from inranker_jax import stages as stages_module
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
 from inranker_jax.stages import Stage, StageFailed, run_stages
 
 
-def stage(name, folder, text="done", code=""):
+def stage(name, folder, text="done", code="", inputs=()):
     """A stage that appends to a file, so that its runs can be counted."""
     output = folder / f"{name}.txt"
     program = f"open({str(output)!r}, 'a').write({text!r})\n{code}"
+    command = [sys.executable, "-c", program]
     return Stage(
-        name, lambda: [sys.executable, "-c", program], (output,), lambda: f"{output.stat().st_size} bytes"
+        name,
+        lambda: command,
+        (output,),
+        inputs,
+        about=lambda: f"{output.stat().st_size} bytes",
+        usd=lambda: 0.5,
     )
 
 
@@ -126,3 +133,68 @@ def test_adapt_names_a_misspelt_stage():
     result = subprocess.run([*command, "--lables.chunk_size=3"], capture_output=True, text=True)
     assert result.returncode == 2
     assert "Did you mean 'labels'?" in result.stderr
+
+
+def test_a_stage_left_out_meanwhile_runs_again_after_its_source_ran(tmp_path):
+    run([stage("a", tmp_path), stage("b", tmp_path)], tmp_path)
+    assert [o.status for o in run([stage("a", tmp_path, "new"), stage("b", tmp_path)], tmp_path, ["b"])] == [
+        "ran",
+        "left out",
+    ]
+    statuses = [o.status for o in run([stage("a", tmp_path, "new"), stage("b", tmp_path)], tmp_path)]
+    assert statuses == ["done before", "ran"]
+
+
+def test_a_changed_input_runs_again(tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("one")
+    stages = [stage("a", tmp_path, inputs=(str(corpus), "hub/name")), stage("b", tmp_path)]
+    assert [outcome.status for outcome in run(stages, tmp_path)] == ["ran", "ran"]
+    assert [outcome.status for outcome in run(stages, tmp_path)] == ["done before", "done before"]
+    (corpus / "b.txt").write_text("two")
+    assert [outcome.status for outcome in run(stages, tmp_path)] == ["ran", "ran"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
+def test_a_stage_ends_with_a_killed_parent_and_holds_the_lock_until_then(tmp_path):
+    child = textwrap.dedent(
+        f"""
+        import pathlib, signal, sys, time
+        folder = pathlib.Path({str(tmp_path)!r})
+        def leave(*_):
+            time.sleep(1.0)
+            (folder / "left").write_text("cleanly")
+            sys.exit(143)
+        signal.signal(signal.SIGTERM, leave)
+        (folder / "started").touch()
+        time.sleep(60)
+        """
+    )
+    parent = textwrap.dedent(
+        f"""
+        import pathlib, sys
+        from inranker_jax.interruption import Interruption
+        from inranker_jax.stages import Stage, run_stages
+        stage = Stage("long", lambda: [sys.executable, "-c", {child!r}], ())
+        list(run_stages([stage], pathlib.Path({str(tmp_path / "record.json")!r}), Interruption()))
+        """
+    )
+    with subprocess.Popen([sys.executable, "-c", parent]) as process:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        process.kill()
+    assert not (tmp_path / "left").exists()
+    assert run([stage("a", tmp_path)], tmp_path)[0].status == "ran"
+    assert (tmp_path / "left").read_text() == "cleanly"
+
+
+def test_two_at_once_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages_module, "_PATIENCE_SECONDS", 0.3)
+    outcomes = run_stages(
+        [stage("a", tmp_path), stage("b", tmp_path)], tmp_path / "record.json", Interruption()
+    )
+    next(outcomes)
+    with pytest.raises(InputError, match="is at work there"):
+        run([stage("a", tmp_path)], tmp_path)
+    assert next(outcomes).usd == 0.5
