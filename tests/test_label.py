@@ -51,6 +51,37 @@ def test_labels_by_a_run(settings: Settings, capsys: pytest.CaptureFixture[str])
     assert "scored 0 pairs" in capsys.readouterr().out
 
 
+def test_a_run_with_two_scores_for_the_same_texts(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, run, qrels = (
+        pathlib.Path(settings.corpus, name) for name in ("queries.jsonl", "run.trec", "qrels.txt")
+    )
+    # Query 10 asks what query 3 does, and has the same candidates with higher scores.
+    asked.write_text(asked.read_text().replace("question 10", "question 3"))
+    lines = [line for line in run.read_text().splitlines() if not line.startswith("q10 ")]
+    copied = [re.sub(r" (\d+) t$", r" 1\1 t", line.replace("q3 ", "q10 ")) for line in lines if "q3 " in line]
+    run.write_text("\n".join([*lines, *copied]) + "\n")
+    qrels.write_text(
+        "".join(line for line in qrels.open() if "q10 " not in line) + "q10 0 d21 1\nq10 0 d22 1\n"
+    )
+    own = [*arguments(settings), "--negatives=29", "--depth=30"]
+    assert label.main([*own, f"--teacher=bm25=run:{run}"]) == 0
+    shown = capsys.readouterr().err
+    scores = {(line.split()[0], line.split()[2]): float(line.split()[4]) for line in run.open()}
+    pairs = list(read_labels(settings.output_dir))
+    others = [pair for pair in pairs if pair.logits[1] * 2 != scores[pair.query_id, pair.document_id]]
+    assert {pair.query_id for pair in others} == {"q10"}
+    assert len(others) >= 28
+    words = "pairs have the texts of another pair and another score, or none; the first counts"
+    assert f"bm25: {len(others)} {words}" in shown
+    count = LabelFolder(settings.output_dir).info["conflicting_labels"]
+    assert count == {"bm25": len(others)}
+    assert label.main([*own, f"--teacher=flat=run:{run}?scale=0"]) == 0
+    assert words not in capsys.readouterr().err
+    assert LabelFolder(settings.output_dir).info["conflicting_labels"] == {**count, "flat": 0}
+
+
 def test_two_teachers_and_an_ensemble_over_two_processes(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

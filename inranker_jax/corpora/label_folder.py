@@ -164,7 +164,9 @@ class Lists:
                 folder, None, f"it has no {LISTS}", "a label folder",
                 "Make one with `python -m inranker_jax.label`",
             ) from None  # fmt: skip
-        except (KeyError, ValueError, arrow.ArrowException) as error:
+        except (KeyError, ValueError, OSError, arrow.ArrowException) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's; pyarrow's own, of a footer that is no footer, has no number
             raise InputError.at(
                 self.path, None, f"not the lists of a label folder ({error})".replace("\n", " "),
                 "a file written by `python -m inranker_jax.label`", "Delete it and run that again",

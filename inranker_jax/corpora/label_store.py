@@ -20,6 +20,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from inranker_jax.records import PathType
 KEY_BYTES = 16
 _PART = re.compile(r"part-[0-9a-zA-Z]+-[0-9]+")
 _TEACHER_KEY = re.compile(r"[0-9a-f]{16}")
+_TEMPORARY = re.compile(r"\..+\..+-(?P<process>\d{1,9})\.tmp")
+# After this long without a write, a file of another machine is taken for a killed process's.
+_STALE_SECONDS = 12 * 3600.0
 
 
 def pair_key(query: str, document: str) -> bytes:
@@ -181,11 +185,11 @@ class LabelStore:
 
     def parts(self, key: str) -> list[str]:
         """Names of a teacher's whole parts, sorted; a torn file is no part."""
-        return [name for name in self._names(key) if self.part_rows(key, name) is not None]
+        return [name for name in self.part_names(key) if self.part_rows(key, name) is not None]
 
     def torn(self, key: str) -> list[Path]:
         """Files that should be parts of a teacher but cannot be read (cut short by a full or broken disk)."""
-        return [self._part(key, name) for name in self._names(key) if self.part_rows(key, name) is None]
+        return [self._part(key, name) for name in self.part_names(key) if self.part_rows(key, name) is None]
 
     def part_rows(self, key: str, name: str) -> int | None:
         """Number of labels in a part, from its footer; None where there is no such part or it is torn."""
@@ -194,6 +198,10 @@ class LabelStore:
             return int(parquet.read_metadata(self._part(key, name)).num_rows)
         except (FileNotFoundError, arrow.ArrowException):
             return None
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            return None  # pyarrow's own: a footer that is no footer
 
     def write_part(self, key: str, name: str, keys: np.ndarray, logits: np.ndarray) -> Path:
         """Writes a part, which appears whole or not at all; an older one of that name is replaced.
@@ -214,7 +222,9 @@ class LabelStore:
             raise InputError(f"part name {name!r}: expected 'part-<job>-<number>'.")
         identity = self.teacher(key)["identity"]
         keys = np.ascontiguousarray(keys, np.uint8)
-        logits = np.asarray(logits)
+        given = np.asarray(logits)
+        with np.errstate(over="ignore"):
+            logits = given.astype(np.float32)
         if keys.ndim != 2 or keys.shape[1] != KEY_BYTES or logits.shape != (len(keys), 2):
             raise InputError(
                 f"labels of shape {logits.shape} for keys of shape {keys.shape}: expected [n, 2] and [n, 16]."
@@ -222,15 +232,15 @@ class LabelStore:
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
         if bad.size:
             raise InputError(
-                f"teacher {key}, {name}: {bad.size} of {len(keys)} labels are not finite, the first in row "
-                f"{bad[0]}: {logits[bad[0]].tolist()}. Check the teacher for NaN."
+                f"teacher {key}, {name}: {bad.size} of {len(keys)} labels are not finite float32 numbers, the "
+                f"first in row {bad[0]}: {given[bad[0]].tolist()}. Check the teacher for NaN and overflow."
             )
         parquet, arrow = import_parquet()
         table = arrow.table(
             {
                 "key": as_arrow(keys),
-                "false_logit": arrow.array(logits[:, 0].astype(np.float32)),
-                "true_logit": arrow.array(logits[:, 1].astype(np.float32)),
+                "false_logit": arrow.array(logits[:, 0]),
+                "true_logit": arrow.array(logits[:, 1]),
             }
         ).replace_schema_metadata({"teacher": key, "identity": canonical_json(identity), "format": "1"})
         path = self._part(key, name)
@@ -291,7 +301,8 @@ class LabelStore:
             all_logits.append(logits)
         return LabelTable(np.concatenate(all_keys), np.concatenate(all_logits))
 
-    def _names(self, key: str) -> list[str]:
+    def part_names(self, key: str) -> list[str]:
+        """Names of a teacher's part files, sorted, whole or torn."""
         names = (path.stem for path in self.folder(key).glob("part-*.parquet"))
         return sorted(name for name in names if _PART.fullmatch(name))
 
@@ -373,12 +384,9 @@ def import_parquet() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to; afterwards it is on disk under `path`, by a rename.
-
-    The name says which host and process wrote it, so that two that write the same file do not meet.
-    """
+    """Gives a temporary path beside `path` to write to; afterwards it is on disk under `path`, by a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with open(temporary, "rb") as written:
@@ -388,6 +396,48 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """`.<name>.<machine>-<process id>.tmp` beside `path`: two processes that write the same file do not meet."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
+
+
+def _machine() -> str:
+    """Where a process id means something: this host and, as containers may share its name, this container."""
+    try:
+        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+def clear_temporaries(*folders: Path) -> None:
+    """Removes what killed processes left of `atomic_path` in folders; what a live one is writing stays.
+
+    A process of this machine is asked for by its id. Those of others cannot be: their files are removed when
+    nothing was written to them for half a day.
+    """
+    for path in (path for folder in folders for path in folder.glob(".*.tmp")):
+        found = _TEMPORARY.fullmatch(path.name)
+        if not found:
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another process may clear at the same time
+            if os.name == "posix" and found[0].endswith(f".{_machine()}-{found['process']}.tmp"):
+                left = not _is_running(int(found["process"]))
+            else:
+                left = time.time() - path.stat().st_mtime > _STALE_SECONDS
+            if left:
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is another user's
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import sys
@@ -26,14 +27,15 @@ import numpy as np
 from inranker_jax import manifest, records
 from inranker_jax.corpora import MalformedReport, files, label_store, open_corpus, open_queries_any
 from inranker_jax.corpora.label_folder import FORMAT, INFO, LISTS, Lists, ListsWriter
-from inranker_jax.corpora.label_store import LabelStore
+from inranker_jax.corpora.label_store import LabelStore, LabelTable
 from inranker_jax.errors import InputError
 from inranker_jax.flags import Stopped
 from inranker_jax.labeling.pairs import PairText
-from inranker_jax.labeling.plan import Plan, make_plan
+from inranker_jax.labeling.plan import LaterLabels, Plan, make_plan
 from inranker_jax.labeling.sampling import Positives, Sampler, Sampling
 from inranker_jax.labeling.sessions import Session, totals
 from inranker_jax.labeling.teachers import Teacher, combine, ensemble_identity
+from inranker_jax.labeling.teachers.trec_run import RunTeacher
 from inranker_jax.retrieval.runs import stream_run
 
 _PACKAGES = ("pyarrow", "torch", "transformers", "sentence-transformers")
@@ -120,6 +122,7 @@ class LabelJob:
         self.lists: Lists
         self._store = LabelStore(settings.store or self.folder / "store")
         self._plans: dict[str, Plan] = {}
+        self._conflicts: dict[str, int] = {}
         process = (settings.process_index, settings.process_count)
         self._session = Session(self.folder, process, usd_per_hour=settings.usd_per_hour, announce=announce)
 
@@ -214,7 +217,7 @@ class LabelJob:
     # ------------------------------------------------------------------------------------------ labels
 
     def label(self, teacher: Teacher) -> str:
-        """Scores this process's share of what the store lacks.
+        """Scores this process's share of what the store lacks, and of what other jobs have not added since.
 
         Args:
           teacher: the teacher.
@@ -229,13 +232,35 @@ class LabelJob:
         provenance = {**teacher.provenance, **_provenance()}
         plan = self._plan(teacher.name, teacher.identity, provenance)
 
-        def logits(chunks: Iterator[int]) -> Iterator[np.ndarray]:
-            return teacher.logits(self._texts(plan, chunk) for chunk in chunks)
+        later = LaterLabels(plan)
+
+        def logits(chunks: Iterator[int]) -> Iterator[tuple[np.ndarray, int]]:
+            return later.complete(
+                chunks, lambda missing: teacher.logits(self._texts(plan, *chunk) for chunk in missing)
+            )
 
         share = range(self._settings.process_index, plan.num_chunks, self._settings.process_count)
         self._work(teacher.name, plan, share, logits)
+        if later.copied:
+            self._announce(f"{teacher.name}: {later.copied:,} pairs were scored by another job meanwhile")
+        if isinstance(teacher, RunTeacher) and not plan.unfinished():
+            self._count_conflicts(teacher, plan)
         self._write_info()
         return plan.teacher_key
+
+    def _count_conflicts(self, teacher: RunTeacher, plan: Plan) -> None:
+        """A run scores ids and the store knows texts: counts pairs that got the score of other ids."""
+        table = self._load(plan)
+        count = 0
+        for rows in self.lists.rows():
+            pairs = [PairText(*ids, "", "") for ids in zip(rows.query_ids, rows.document_ids, strict=True)]
+            count += teacher.num_conflicts(pairs, table.lookup(rows.keys)[1])
+        self._conflicts[teacher.name] = count
+        if count:
+            self._announce(
+                f"{teacher.name}: {count:,} pairs have the texts of another pair and another score, or none; "
+                "the first counts"
+            )
 
     def ensemble(self, members: Sequence[str], weights: Sequence[float], name: str = ENSEMBLE) -> str | None:
         """Combines members' labels, once they are complete, into those of a teacher of its own.
@@ -253,10 +278,9 @@ class LabelJob:
         identity = ensemble_identity(members, weights)
         plan = self._plan(name, identity, _provenance())
         ordered = sorted(zip(members, weights, strict=True))  # as in the identity: sums in one order
-        distinct = np.unique(label_store.as_strings(plan.keys))
-        tables = [self._store.load(key, only=distinct, parts=self._plan_of(key).parts) for key, _ in ordered]
+        tables = [self._load(self._plan_of(key)) for key, _ in ordered]
 
-        def logits(chunks: Iterator[int]) -> Iterator[np.ndarray]:
+        def logits(chunks: Iterator[int]) -> Iterator[tuple[np.ndarray, int]]:
             for chunk in chunks:
                 found = [table.lookup(plan.keys[plan.slice(chunk)]) for table in tables]
                 if not all(there.all() for there, _ in found):
@@ -264,7 +288,8 @@ class LabelJob:
                         f"{self._store.path}: labels of the ensemble's members are missing. "
                         "Run the same command again: it scores what is missing."
                     )
-                yield combine([values for _, values in found], [weight for _, weight in ordered])
+                values = combine([values for _, values in found], [weight for _, weight in ordered])
+                yield values, len(values)
 
         # It costs next to nothing, so whichever process sees the members complete does all of it.
         self._work(name, plan, range(plan.num_chunks), logits)
@@ -298,11 +323,16 @@ class LabelJob:
     def _plan_of(self, key: str) -> Plan:
         return next(plan for plan in self._plans.values() if plan.teacher_key == key)
 
-    def _texts(self, plan: Plan, chunk: int) -> list[PairText]:
+    def _load(self, plan: Plan) -> LabelTable:
+        """The labels of a finished plan, those that the store had before included."""
+        distinct = np.unique(label_store.as_strings(self.lists.keys()))
+        return self._store.load(plan.teacher_key, only=distinct, parts=plan.parts)
+
+    def _texts(self, plan: Plan, chunk: int, wanted: np.ndarray) -> list[PairText]:
         queries, documents = self._query_texts, self._document_texts
         return [
             PairText(query_id, document_id, queries[query_id], documents[document_id].strip())
-            for query_id, document_id in plan.ids(self.lists, chunk)
+            for query_id, document_id in itertools.compress(plan.ids(self.lists, chunk), wanted)
         ]
 
     def _work(
@@ -310,9 +340,9 @@ class LabelJob:
         name: str,
         plan: Plan,
         share: Iterable[int],
-        logits: Callable[[Iterator[int]], Iterator[np.ndarray]],
+        logits: Callable[[Iterator[int]], Iterator[tuple[np.ndarray, int]]],
     ) -> None:
-        """Scores the unfinished chunks of `share` and writes each as a part."""
+        """Writes each unfinished chunk of `share` as a part; `logits` also says how many were scored for it."""
         share = list(share)
         todo = [chunk for chunk in share if not plan.is_done(chunk)]
         total = sum(map(plan.size, share))
@@ -326,11 +356,11 @@ class LabelJob:
                 under_way.append(chunk)
                 yield chunk
 
-        for values in logits(chunks()):
+        for values, scored in logits(chunks()):
             chunk = under_way.popleft()
             self._store.write_part(plan.teacher_key, plan.part(chunk), plan.keys[plan.slice(chunk)], values)
-            self.scored += plan.size(chunk)
-            self._session.add(plan.size(chunk))
+            self.scored += scored
+            self._session.add(plan.size(chunk), scored)
             if self._stopping():
                 self._session.store()
                 raise Stopped
@@ -362,7 +392,7 @@ class LabelJob:
                 (pending if unfinished[name] else teachers)[name] = plan.teacher_key
                 if not unfinished[name]:
                     parts[plan.teacher_key] = plan.parts
-                    plan.clear_temporaries()
+                plan.clear_temporaries()
             deciding = self.lists.settings
             distinct = {len(plan.rows) + plan.stored for plan in self._plans.values()}
             counts = {**self.lists.counts, "distinct_pairs": max(distinct, default=None)}
@@ -380,15 +410,13 @@ class LabelJob:
                 "store": "store" if settings.store is None else absolute(settings.store),
                 "versions": versions(),
                 "cost": totals(self.folder),
+                "conflicting_labels": {**old.get("conflicting_labels", {}), **self._conflicts},
                 "parts": parts,
             }
             for kind in ("queries", "corpus"):
                 info[kind]["on_malformed"] = deciding["on_malformed"]
             label_store.write_json(self.folder / INFO, info)
-            # What killed processes left. Nobody else writes labels.json now, nor, at the end, lists.
-            for name in (INFO, LISTS) if info["complete"] else (INFO,):
-                for path in self.folder.glob(f".{name}.*.tmp"):
-                    path.unlink(missing_ok=True)
+            label_store.clear_temporaries(self.folder, self.folder / "sessions")
         return not any(unfinished.values())
 
 

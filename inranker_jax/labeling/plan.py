@@ -12,11 +12,12 @@ killed at any moment loses at most the chunks it was computing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
-import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,23 @@ class Plan:
     Attributes:
       store: where labels go.
       teacher_key: whose labels.
-      request: what the job's file is called by.
       job: what the job's parts are called by.
       rows: int64 [m], rows of the lists; of equal pairs the first.
       keys: uint8 [m, 16], their keys.
       chunk_size: pairs of a chunk.
       stored: distinct pairs of the lists that the store had before the job.
-      earlier: the parts that hold those.
+      snapshot: the parts that the store had before the job.
+      earlier: those of them that hold the stored pairs.
     """
 
     store: LabelStore
     teacher_key: str
-    request: str
     job: str
     rows: np.ndarray
     keys: np.ndarray
     chunk_size: int
     stored: int
+    snapshot: tuple[str, ...]
     earlier: tuple[str, ...]
 
     @property
@@ -85,11 +86,9 @@ class Plan:
         return [chunk for chunk in range(self.num_chunks) if not self.is_done(chunk)]
 
     def clear_temporaries(self) -> None:
-        """Removes what killed processes left in the store, once all chunks are done."""
+        """Removes what killed processes left in the teacher's folder of the store."""
         folder = self.store.folder(self.teacher_key)
-        for pattern in (f".part-{self.job}-*.tmp", f"jobs/.{self.request}-*.tmp", ".teacher.json.*.tmp"):
-            for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
+        label_store.clear_temporaries(folder, folder / "jobs")
 
     def ids(self, lists: Lists, chunk: int) -> Iterator[tuple[str, str]]:
         """(query id, document id) of the chunk's pairs."""
@@ -98,6 +97,93 @@ class Plan:
             first, last = np.searchsorted(rows, [part.start, part.start + len(part)])
             for row in (rows[first:last] - part.start).tolist():
                 yield part.query_ids[row], part.document_ids[row]
+
+
+class LaterLabels:
+    """Labels of a plan's pairs that other jobs have added to the store since the job began.
+
+    They are copied into the job's parts, so that these hold the pairs that they hold when no other job is about,
+    and no pair is scored twice. The exception: two jobs that score the same pair at the same moment, neither of
+    which can know of the other's label yet. Copied labels equal this job's own up to rounding, which depends on
+    the pairs that a model scores together.
+
+    Attributes:
+      copied: pairs whose labels were taken from other jobs.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Reads nothing yet; holds up to 33 bytes a pair of the plan once another job has added parts."""
+        self.copied = 0
+        self._plan = plan
+        self._read = set(plan.snapshot)
+        self._found = np.zeros(len(plan.keys), bool)
+        self._logits = np.zeros((len(plan.keys), 2), np.float32)
+
+    def complete(
+        self,
+        chunks: Iterable[int],
+        score: Callable[[Iterator[tuple[int, np.ndarray]]], Iterator[np.ndarray]],
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        """Has scored what nobody else has.
+
+        Args:
+          chunks: chunks of the plan.
+          score: gets (chunk, bool [size of the chunk]: which of its pairs to score) and yields float32 [n, 2]
+            for each, in order, with n the pairs to score. Chunks without any are left out.
+
+        Yields:
+          For each chunk, in order, its logits, float32 [size of the chunk, 2], and how many of them were scored.
+
+        Raises:
+          InputError: a part of the store is damaged.
+        """
+        waiting: deque[tuple[np.ndarray, np.ndarray]] = deque()
+
+        def missing() -> Iterator[tuple[int, np.ndarray]]:
+            for chunk in chunks:
+                self._refresh()
+                place = self._plan.slice(chunk)
+                found = self._found[place].copy()
+                waiting.append((found, self._logits[place].copy()))
+                self.copied += int(found.sum())
+                if not found.all():
+                    yield chunk, ~found
+
+        for scored in score(missing()):
+            while waiting[0][0].all():
+                yield waiting.popleft()[1], 0
+            found, logits = waiting.popleft()
+            if found.any():
+                logits[~found] = np.reshape(scored, (int((~found).sum()), 2))
+                yield logits, len(scored)
+            else:
+                yield scored, len(scored)
+        while waiting and waiting[0][0].all():
+            yield waiting.popleft()[1], 0
+
+    def _refresh(self) -> None:
+        plan, own = self._plan, f"part-{self._plan.job}-"
+        for name in plan.store.part_names(plan.teacher_key):
+            if name in self._read or name.startswith(own):
+                continue
+            if plan.store.part_rows(plan.teacher_key, name) is None:
+                continue  # torn: its own job does it again
+            self._read.add(name)
+            keys, logits = plan.store.read_part(plan.teacher_key, name)
+            wanted = label_store.as_strings(keys)
+            places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+            hit = self._sorted[places] == wanted
+            rows = self._order[places[hit]]
+            self._found[rows] = True
+            self._logits[rows] = logits[hit]
+
+    @functools.cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(label_store.as_strings(self._plan.keys))
+
+    @functools.cached_property
+    def _sorted(self) -> np.ndarray:
+        return label_store.as_strings(self._plan.keys)[self._order]
 
 
 def make_plan(store: LabelStore, teacher_key: str, lists: Lists, chunk_size: int) -> Plan:
@@ -118,7 +204,7 @@ def make_plan(store: LabelStore, teacher_key: str, lists: Lists, chunk_size: int
     flat = label_store.as_strings(lists.keys())
     distinct, first = np.unique(flat, return_index=True)
     del flat
-    request, job, snapshot = _begin(store, teacher_key, lists.fingerprint, chunk_size)
+    job, snapshot = _begin(store, teacher_key, lists.fingerprint, chunk_size)
     has_label = np.zeros(len(distinct), bool)
     earlier = []
     for name in snapshot:
@@ -135,12 +221,20 @@ def make_plan(store: LabelStore, teacher_key: str, lists: Lists, chunk_size: int
     new = ~has_label[order]
     stored_pairs = int(has_label.sum())
     return Plan(
-        store, teacher_key, request, job, rows[new], keys[new], chunk_size, stored_pairs, tuple(earlier)
+        store,
+        teacher_key,
+        job,
+        rows[new],
+        keys[new],
+        chunk_size,
+        stored_pairs,
+        tuple(snapshot),
+        tuple(earlier),
     )
 
 
-def _begin(store: LabelStore, teacher_key: str, lists: str, chunk_size: int) -> tuple[str, str, list[str]]:
-    """The names of the job's file and of its parts, and the parts that the store had when it began.
+def _begin(store: LabelStore, teacher_key: str, lists: str, chunk_size: int) -> tuple[str, list[str]]:
+    """What the job's parts are called by, and the parts that the store had when it began.
 
     When one of those was lost or torn since, the job begins anew, under another name, with the parts that are
     whole now: among them its own.
@@ -154,7 +248,7 @@ def _begin(store: LabelStore, teacher_key: str, lists: str, chunk_size: int) -> 
             _create(path, snapshot)
         found = json.loads(path.read_text(encoding="utf-8"))
         if all(store.part_rows(teacher_key, name) is not None for name in found["snapshot"]):
-            return request, _digest({**found, "attempt": attempt}), found["snapshot"]
+            return _digest({**found, "attempt": attempt}), found["snapshot"]
         attempt += 1
 
 
@@ -165,7 +259,7 @@ def _digest(value: Any) -> str:
 def _create(path: Path, value: Any) -> None:
     """Writes a file whole, unless another process was first; then that one's counts."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    temporary = label_store.temporary_path(path)
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(json.dumps(value))

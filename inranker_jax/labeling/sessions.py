@@ -70,10 +70,13 @@ class Session:
         self._own, self._first = 0, None
         self._shown = self._now()
 
-    def add(self, pairs: int) -> None:
-        """Counts pairs that are on disk now; shows and stores the progress every ten seconds."""
+    def add(self, pairs: int, scored: int) -> None:
+        """Counts pairs that are on disk now, and those of them that this process scored.
+
+        Shows and stores the progress every ten seconds.
+        """
         now = self._now()
-        self.pairs += pairs
+        self.pairs += scored
         self._own += pairs
         if self._first is None:
             # The first chunk's time is mostly compilation, which would spoil the rate.

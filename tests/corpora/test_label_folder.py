@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import struct
 
 import numpy as np
 import pytest
@@ -150,9 +151,13 @@ def test_folders_that_are_none(tmp_path: pathlib.Path) -> None:
     (folder / "labels.json").unlink()
     with pytest.raises(InputError, match="no such file"):
         LabelFolder(folder)
-    (folder / "lists.parquet").write_bytes(b"PAR1 half")
-    with pytest.raises(InputError, match="not the lists of a label folder"):
-        Lists(folder)
+    lists = folder / "lists.parquet"
+    whole = lists.read_bytes()
+    (size,) = struct.unpack("<I", whole[-8:-4])
+    for torn in (b"PAR1 half", whole[: -8 - size] + b"\xff" * size + whole[-8:]):
+        lists.write_bytes(torn)
+        with pytest.raises(InputError, match="not the lists of a label folder"):
+            Lists(folder)
 
 
 def test_lists_appear_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
+import struct
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -111,6 +116,54 @@ def test_a_torn_part_is_no_part(store: LabelStore) -> None:
     assert len(store.load(key)) == 5
 
 
+def test_a_footer_of_garbage_is_no_part(store: LabelStore) -> None:
+    key = store.add_teacher(IDENTITY, {})
+    path = store.write_part(key, "part-job-000000", some_keys(50), some_logits(50))
+    data = path.read_bytes()
+    (size,) = struct.unpack("<I", data[-8:-4])
+    for garbage in (b"\xff", b"\0"):  # its length and the magic bytes are whole
+        path.write_bytes(data[: -8 - size] + garbage * size + data[-8:])
+        assert store.parts(key) == []
+        assert store.torn(key) == [path]
+
+
+def test_an_unreadable_part_is_not_called_torn(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = store.add_teacher(IDENTITY, {})
+    store.write_part(key, "part-job-000000", some_keys(5), some_logits(5))
+
+    def fail(_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pq, "read_metadata", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        store.parts(key)
+
+
+def test_temporaries_of_live_processes_stay(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    def temporary(name: str, process: int) -> pathlib.Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: process)
+            path = label_store.temporary_path(tmp_path / name)
+        path.write_bytes(b"half")
+        return path
+
+    dead, alive = temporary("a.parquet", ended.pid), temporary("a.parquet", os.getppid())
+    with monkeypatch.context() as patch:
+        patch.setattr(label_store, "_machine", lambda: "elsewhere-1")
+        old, new = temporary("old.json", 3), temporary("new.json", 3)
+    half_a_day = time.time() - 13 * 3600
+    os.utime(old, (half_a_day, half_a_day))
+    os.utime(alive, (half_a_day, half_a_day))  # paused, but there
+    others = tmp_path / ".notes.tmp"
+    others.touch()
+    label_store.clear_temporaries(tmp_path, tmp_path / "no_such_folder")
+    assert sorted(tmp_path.iterdir()) == sorted([alive, new, others])
+    assert dead != alive
+
+
 def test_a_flipped_byte_is_noticed(store: LabelStore) -> None:
     key = store.add_teacher(IDENTITY, {})
     path = store.write_part(key, "part-job-000000", some_keys(500), some_logits(500))
@@ -127,6 +180,10 @@ def test_bad_parts_are_refused(store: LabelStore) -> None:
     logits[1, 0] = np.nan
     with pytest.raises(InputError, match="row 1"):
         store.write_part(key, "part-job-000000", some_keys(3), logits)
+    wide = some_logits(3).astype(np.float64)
+    wide[2, 1] = 1e300  # finite until it is a float32
+    with pytest.raises(InputError, match=r"not finite float32 .* row 2: .*1e\+300"):
+        store.write_part(key, "part-job-000000", some_keys(3), wide)
     with pytest.raises(InputError, match=r"\[n, 2\] and \[n, 16\]"):
         store.write_part(key, "part-job-000000", some_keys(3), some_logits(4))
     with pytest.raises(InputError, match="part-<job>-<number>"):

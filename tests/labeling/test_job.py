@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -129,9 +135,12 @@ def test_torn_parts_are_done_again(settings: Settings) -> None:
     parts = sorted(pathlib.Path(settings.output_dir, "store").glob("teachers/*/part-*.parquet"))
     parts[1].write_bytes(parts[1].read_bytes()[:150])
     parts[2].unlink()
+    data = parts[0].read_bytes()
+    (size,) = struct.unpack("<I", data[-8:-4])
+    parts[0].write_bytes(data[: -8 - size] + b"\xff" * size + data[-8:])
     again = FakeTeacher()
     label(settings, again)
-    assert len(again.seen) == 32
+    assert len(again.seen) == 48
     assert contents(settings) == before
 
 
@@ -153,6 +162,49 @@ def test_a_mixture_that_grows_is_not_scored_again(tmp_path: pathlib.Path) -> Non
     own, both = (set(label_folder.files(folder)[2:]) for folder in (small.output_dir, grown.output_dir))
     assert own < both
     assert len(own) == len(both - own) == 2
+
+
+def test_what_another_job_scored_meanwhile_is_copied(tmp_path: pathlib.Path) -> None:
+    store = str(tmp_path / "store")
+    mixture = dataclasses.replace(write_mixture(tmp_path / "mixture"), store=store)
+    alone = elsewhere(mixture, "alone", store=str(tmp_path / "alone"))
+    label(alone, FakeTeacher())
+    # 25 of its 60 pairs, in chunks that begin and end elsewhere than the mixture's.
+    some = dataclasses.replace(write_mixture(tmp_path / "some", queries=7), store=store, chunk_size=7)
+    some = dataclasses.replace(some, sampling=mixture.sampling)
+    everything = elsewhere(mixture, "everything", store=store, chunk_size=60)
+    first, second, third, fourth = (FakeTeacher() for _ in range(4))
+    label(dataclasses.replace(mixture, process_index=0, process_count=2), first)
+    begun = set(contents(mixture))
+    label(some, second)
+    messages: list[str] = []
+    job = prepared(dataclasses.replace(mixture, process_index=1, process_count=2), messages)
+    job.label(third)
+    assert job.finish()
+    label(everything, fourth)
+    texts = [(pair.query, pair.document) for seen in (first, second, third) for pair in seen.seen]
+    assert len(texts) == len(set(texts)) == 60, "every pair is scored once"
+    assert fourth.seen == []
+    assert 0 < len(third.seen) == job.scored < 28
+    assert job.info()["cost"]["pairs_scored"] == len(first.seen) + job.scored
+    assert f"fake: {28 - job.scored} pairs were scored by another job meanwhile" in messages
+    # The job's own parts are those of a run that had the store to itself.
+    own, expected = contents(mixture), contents(alone)
+    assert begun < set(expected)
+    assert {name: own[name] for name in expected} == expected
+    assert list(read_labels(mixture.output_dir)) == list(read_labels(alone.output_dir))
+
+
+def test_a_share_that_another_job_scored_meanwhile_asks_the_teacher_nothing(settings: Settings) -> None:
+    store = str(pathlib.Path(settings.output_dir).with_name("store"))
+    settings = dataclasses.replace(settings, store=store)
+    label(dataclasses.replace(settings, process_index=0, process_count=2), FakeTeacher())
+    label(elsewhere(settings, "other", chunk_size=30), FakeTeacher())
+    rest = FakeTeacher()
+    job = label(dataclasses.replace(settings, process_index=1, process_count=2), rest)
+    assert rest.seen == []
+    assert job.info()["complete"]
+    assert len(list(read_labels(settings.output_dir))) == 60
 
 
 def test_a_lost_part_of_another_job_is_scored_anew(tmp_path: pathlib.Path) -> None:
@@ -322,12 +374,69 @@ def test_killed_processes_leave_nothing_behind(settings: Settings) -> None:
     label(dataclasses.replace(settings, process_index=0, process_count=2), FakeTeacher())
     folder = pathlib.Path(settings.output_dir)
     (part,) = [path for path in folder.glob("store/teachers/*/part-*-000000.parquet")]
-    left = [folder / ".lists.parquet.host-1.tmp", folder / ".labels.json.host-1.tmp"]
-    left.append(part.with_name(f".{part.name}.host-1.tmp"))
-    for path in left:
+    (request,) = part.parent.glob("jobs/*.json")
+    (session,) = folder.glob("sessions/*.json")
+    written = [folder / label_folder.LISTS, folder / label_folder.INFO, session]
+    written += [part, request, part.with_name("teacher.json")]
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = [as_process(ended.pid, path) for path in written]
+    under_way = [as_process(os.getppid(), path) for path in written]
+    for path in left + under_way:
         path.write_bytes(b"half")
     label(settings, FakeTeacher())
     assert [path for path in left if path.exists()] == []
+    assert [path for path in under_way if not path.exists()] == []
+
+
+def as_process(process: int, path: pathlib.Path) -> pathlib.Path:
+    """The temporary file in which another process of this machine writes `path`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: process)
+        return label_store.temporary_path(path)
+
+
+def test_one_process_finishes_while_another_samples(settings: Settings) -> None:
+    other = elsewhere(settings, "other")
+    label(other, FakeTeacher())
+    lists = Lists(other.output_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", os.getppid)
+        slow = label_folder.ListsWriter(settings.output_dir, lists.settings)
+        slow.__enter__()
+    job = label(settings, FakeTeacher())
+    assert job.info()["complete"]
+    for rows in lists.rows():
+        for query in dict.fromkeys(rows.query_ids):
+            own = [i for i in range(len(rows)) if rows.query_ids[i] == query]
+            slow.add(
+                query, [(rows.document_ids[i], int(rows.relevance[i]), rows.keys[i].tobytes()) for i in own]
+            )
+    slow.__exit__(None, None, None)
+    assert list(read_labels(settings.output_dir)) == list(read_labels(other.output_dir))
+
+
+def test_two_processes_do_the_ensemble_at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [prepared(settings), prepared(settings)]
+    keys = [[job.label(teacher) for teacher in (FakeTeacher("one"), FakeTeacher("two", 3.0))] for job in jobs]
+    atomic_path = label_store.atomic_path
+
+    @contextlib.contextmanager
+    def slow(path: pathlib.Path) -> Iterator[pathlib.Path]:
+        with atomic_path(path) as temporary:
+            yield temporary
+            if path.name.startswith("part-") and finished == []:
+                finished.append(None)
+                with pytest.MonkeyPatch.context() as patch:  # the other process does all of it now
+                    patch.setattr(os, "getpid", os.getppid)
+                    finished[0] = jobs[1].ensemble(keys[1], [1, 1])
+
+    finished: list[str | None] = []
+    monkeypatch.setattr(label_store, "atomic_path", slow)
+    key = jobs[0].ensemble(keys[0], [1, 1])
+    assert finished == [key]
+    assert jobs[0].finish()
+    assert len(list(read_labels(settings.output_dir, teacher="ensemble"))) == 60
 
 
 def test_keys_are_those_of_the_texts(settings: Settings) -> None:

@@ -29,15 +29,16 @@ def test_progress_line_and_cost(tmp_path: pathlib.Path) -> None:
     session = Session(tmp_path, (0, 1), usd_per_hour=3.6, announce=lines.append, now=clock)
     session.begin("t5", 1000, 200)
     clock.seconds += 30  # mostly compilation
-    session.add(100)
+    session.add(100, 100)
     assert lines.pop() == "t5: 300 of 1,000 pairs  3.3 pairs/s  3m30s left  30s so far  $0.03 so far"
     clock.seconds += 5
-    session.add(100)
+    session.add(100, 100)
     assert lines == [], "at most a line every ten seconds"
     clock.seconds += 5
-    session.add(300)
+    session.add(300, 0)
     # 400 pairs in the 10 seconds after the first chunk: 40 a second, 300 pairs to go.
     assert lines.pop() == "t5: 700 of 1,000 pairs  40 pairs/s  8s left  40s so far  $0.04 so far"
+    assert session.pairs == 200, "the last 300 were copied"
 
 
 def test_costs_of_all_sessions_are_added(tmp_path: pathlib.Path) -> None:
@@ -46,7 +47,7 @@ def test_costs_of_all_sessions_are_added(tmp_path: pathlib.Path) -> None:
         session = Session(tmp_path, (index, 2), usd_per_hour=price, announce=print, now=clock)
         session.begin("t5", 50, 0)
         clock.seconds += 2
-        session.add(10)
+        session.add(10, 10)
         session.store()
     assert totals(tmp_path) == {"seconds": 4.0, "pairs_scored": 20, "usd": 2.0 + 4.0}
     (first, _) = sorted((tmp_path / "sessions").iterdir())
@@ -54,7 +55,7 @@ def test_costs_of_all_sessions_are_added(tmp_path: pathlib.Path) -> None:
     unpriced = Session(tmp_path, (0, 1), usd_per_hour=None, announce=print, now=clock)
     unpriced.begin("t5", 50, 0)
     clock.seconds += 1
-    unpriced.add(5)
+    unpriced.add(5, 5)
     assert "$" not in unpriced.line()
     assert totals(tmp_path)["usd"] is None, "the price of a part of the work is unknown"
 

@@ -63,11 +63,25 @@ class RunTeacher:
           InputError: the run does not list a pair.
         """
         for chunk in chunks:
-            scores = self._look_up(chunk)
+            scores, found = self._look_up(chunk)
+            if not found.all():
+                self._raise_missing(chunk, int(np.flatnonzero(~found)[0]), int((~found).sum()))
             yield check_finite(split_margin(self._scale * scores + self._offset), chunk, self.name)
 
-    def _look_up(self, chunk: Chunk) -> np.ndarray:
-        """Scores, float64 [n]. Keys are sorted by their first half, and compared whole."""
+    def num_conflicts(self, chunk: Chunk, logits: np.ndarray) -> int:
+        """How many of the stored `logits`, float32 [n, 2], are not those of the run for the pairs' own ids.
+
+        The store knows texts alone, so two pairs with the same texts have one label, whatever their scores.
+        """
+        scores, found = self._look_up(chunk)
+        own = split_margin(self._scale * scores + self._offset)
+        return int((~found | (own != logits).any(axis=-1)).sum())
+
+    def _look_up(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
+        """Scores, float64 [n], and whether the run lists the pair, bool [n].
+
+        Keys are sorted by their first half, and compared whole.
+        """
         first, second, scores = self._load()
         keys = _keys(b"".join(_key(pair.query_id, pair.document_id) for pair in chunk))
         places = np.searchsorted(first, keys[:, 0])
@@ -85,9 +99,7 @@ class RunTeacher:
             values[hit] = scores[inside[hit]]
             found |= hit
             places += 1
-        if not found.all():
-            self._raise_missing(chunk, int(np.flatnonzero(~found)[0]), int((~found).sum()))
-        return values
+        return values, found
 
     def _raise_missing(self, chunk: Chunk, index: int, count: int) -> None:
         pair = chunk[index]
