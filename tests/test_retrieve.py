@@ -173,6 +173,24 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(collection, tmp_path):
     ]
 
 
+def test_two_at_once_do_not_meet(collection, tmp_path, capsys):
+    output = tmp_path / "run.trec"
+    process = _start(_flags(collection, output))
+    _wait_for(tmp_path / "run.trec.parts" / "part-000000.trec", process)
+    run = tmp_path / "other.trec"
+    run.write_text("q1 Q0 d1 1 2 A\n")
+    for more in ([], ["--depth=7"], [f"--run={run}"]):
+        assert retrieve.main(_flags(collection, output, *more)) == 2
+        message = f"error: {output}: another process is writing this run. Wait for it to finish.\n"
+        assert capsys.readouterr().err == message
+    assert process.poll() is None  # it was at work all the while
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert retrieve.main(_flags(collection, tmp_path / "alone.trec")) == 0
+    assert output.read_bytes() == (tmp_path / "alone.trec").read_bytes()
+    assert not [name for name in os.listdir(tmp_path) if name.endswith((".lock", ".parts"))]
+
+
 def test_killed_between_the_run_and_its_note(collection, tmp_path, monkeypatch):
     output = tmp_path / "run.trec"
 
@@ -225,7 +243,7 @@ def test_what_was_made_otherwise_is_left_alone(collection, tmp_path, capsys):
     (tmp_path / "corpus.tsv").write_text((collection / "corpus.tsv").read_text() + "d300\tword1\n")
     (tmp_path / "queries.tsv").write_bytes((collection / "queries.tsv").read_bytes())
     assert retrieve.main(_flags(tmp_path, tmp_path / "d", index)) == 2
-    assert "- corpus: " in capsys.readouterr().err
+    assert "- corpus_fingerprint: " in capsys.readouterr().err
 
 
 def test_the_folder_of_parts_is_not_emptied_of_strangers(collection, tmp_path, capsys):
@@ -250,6 +268,44 @@ def test_malformed_rows(collection, tmp_path, capsys):
     assert retrieve.main(_flags(tmp_path, tmp_path / "b", "--skip_malformed")) == 0
     assert "left out 1 malformed row" in capsys.readouterr().err
     assert [document for document, _ in _read(tmp_path / "b")["q1"]] == ["d1", "d2"]  # the shorter one first
+
+
+def test_a_run_and_an_index_without_malformed_rows_are_not_taken_for_those_with_them(tmp_path, capsys):
+    (tmp_path / "corpus.tsv").write_text("d1\tword1\nbad\nd2\tword1 word2\n")
+    (tmp_path / "queries.tsv").write_text("q1\tword1\n")
+    index = f"--index={tmp_path}/index"
+    assert retrieve.main(_flags(tmp_path, tmp_path / "a", index, "--skip_malformed")) == 0
+    told = capsys.readouterr().err
+    assert "left out 1 malformed row: 1 columns\n" in told
+    assert f"{tmp_path}/corpus.tsv:2" in told
+    assert retrieve.main(_flags(tmp_path, tmp_path / "a", index)) == 2
+    assert "- corpus_on_malformed: skip\n+ corpus_on_malformed: raise\n" in capsys.readouterr().err
+    assert retrieve.main(_flags(tmp_path, tmp_path / "b", index)) == 2
+    assert "/index holds a BM25 index that was made otherwise" in capsys.readouterr().err
+    # Where the index is used again and the corpus is not read, what it lacks is reported all the same.
+    assert retrieve.main(_flags(tmp_path, tmp_path / "b", index, "--skip_malformed")) == 0
+    error = capsys.readouterr().err
+    assert "Opened the index" in error
+    assert told[told.index("left out") :] in error
+    # Queries read otherwise are other queries.
+    (tmp_path / "corpus.tsv").write_text("d1\tword1\n")
+    assert retrieve.main(_flags(tmp_path, tmp_path / "c")) == 0
+    assert retrieve.main(_flags(tmp_path, tmp_path / "c", "--queries_format=jsonl")) == 2
+    assert "- queries_format: tsv\n+ queries_format: jsonl\n" in capsys.readouterr().err
+
+
+def test_a_renamed_text_file_is_another_document(tmp_path, capsys):
+    (tmp_path / "docs").mkdir()
+    for name, text in (("a", "heat"), ("b", "wing lift")):
+        (tmp_path / "docs" / f"{name}.txt").write_text(text)
+    (tmp_path / "queries.tsv").write_text("q1\twing\n")
+    flags = [f"--corpus={tmp_path}/docs", f"--queries={tmp_path}/queries.tsv", f"--index={tmp_path}/index"]
+    assert retrieve.main([*flags, f"--output={tmp_path}/run"]) == 0
+    assert list(dict(_read(tmp_path / "run")["q1"])) == ["b.txt"]
+    (tmp_path / "docs" / "b.txt").rename(tmp_path / "docs" / "c.txt")
+    for output in ("run", "run2"):
+        assert retrieve.main([*flags, f"--output={tmp_path}/{output}"]) == 2
+        assert "- corpus_fingerprint: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

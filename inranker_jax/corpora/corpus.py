@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from inranker_jax.corpora import files, flag_embedding, formats, inpars, rows, text_files
 from inranker_jax.corpora.malformed import BadRow, MalformedReport, OnMalformed
@@ -21,7 +22,8 @@ class Corpus:
       path: as given.
       format: one of `formats.FORMATS`.
       files: the files that hold the documents, in order.
-      report: the rows left out under `on_malformed="skip"`.
+      on_malformed: the policy, "raise" or "skip".
+      report: the rows left out under "skip".
     """
 
     def __init__(
@@ -35,7 +37,8 @@ class Corpus:
             self.path, self.files, self._open, self._build, kind="documents", on_malformed=on_malformed,
             report=report, contents=(lambda document: document.contents) if repeats else None,
         )  # fmt: skip
-        self.report = self._table.report
+        self.report, self.on_malformed = self._table.report, self._table.on_malformed
+        self._roots = found.roots
         self._fingerprint = ""
 
     def documents(self) -> Iterator[Document]:
@@ -65,10 +68,30 @@ class Corpus:
         return hold(self.documents(), titles=titles)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the files as stored; of one file, what `sha256sum` prints. Kept in memory."""
+        """SHA-256 (hexadecimal) of the files as stored; of one file, what `sha256sum` prints. Kept in memory.
+
+        Of format `text`, where names are ids: of names and files.
+        """
         if not self._fingerprint:
-            self._fingerprint = files.fingerprint(self.files)
+            ids = (
+                [text_files.document_id(*place) for place in zip(self.files, self._roots, strict=True)]
+                if self.format == "text"
+                else None
+            )
+            self._fingerprint = files.fingerprint(self.files, ids)
         return self._fingerprint
+
+    def identity(self) -> dict[str, str]:
+        """All that decides the documents, to be kept with what is made of them, and compared."""
+        return _identity("corpus", self)
+
+    def left_out(self) -> dict[str, Any]:
+        """The malformed rows that were left out so far, by kind, as JSON: to be kept with what is made of the rest."""
+        return self.report.left_out(self._table.source)
+
+    def recall(self, left_out: Mapping[str, Any]) -> None:
+        """Reports what was left out (`left_out`) when something that is used again now was made."""
+        self.report.recall(self._table.source, left_out)
 
 
 class QuerySet:
@@ -85,7 +108,7 @@ class QuerySet:
             on_malformed=on_malformed, report=report,
             contents=(lambda query: query.text) if repeats else None,
         )  # fmt: skip
-        self.report = self._table.report
+        self.report, self.on_malformed = self._table.report, self._table.on_malformed
         self._fingerprint = ""
         self._positives: dict[str, list[str]] | None = None
 
@@ -128,6 +151,10 @@ class QuerySet:
             self._fingerprint = files.fingerprint(self.files)
         return self._fingerprint
 
+    def identity(self) -> dict[str, str]:
+        """As `Corpus.identity`."""
+        return _identity("queries", self)
+
 
 def open_corpus(
     path: PathType,
@@ -163,6 +190,14 @@ def open_queries_any(
 ) -> QuerySet:
     """Opens queries of any format; arguments and errors as in `open_corpus`."""
     return QuerySet(path, formats.find(path, format, "queries"), on_malformed, report)
+
+
+def _identity(role: str, source: Corpus | QuerySet) -> dict[str, str]:
+    return {
+        f"{role}_fingerprint": source.fingerprint(),
+        f"{role}_format": source.format,
+        f"{role}_on_malformed": source.on_malformed,
+    }
 
 
 def _packed(name: str) -> bool:

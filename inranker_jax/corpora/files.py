@@ -9,6 +9,7 @@ import glob
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,14 @@ def list_folder(folder: PathType, endings: tuple[str, ...]) -> list[str]:
     return sorted(kept, key=natural_key)
 
 
-def fingerprint(files: list[str]) -> str:
+def fingerprint(files: Sequence[str], ids: Sequence[str] | None = None) -> str:
     """SHA-256 (hexadecimal) of the bytes of a file as stored, as `sha256sum` prints it.
 
     Of several files: the SHA-256 of their SHA-256s, one a line.
+
+    Args:
+      files: the files, in order.
+      ids: where a file's name is an id and so part of the data: the id of each file, hashed with its SHA-256.
     """
     digests = []
     for name in files:
@@ -145,6 +150,9 @@ def fingerprint(files: list[str]) -> str:
             while chunk := raw.read(_CHUNK):
                 digest.update(chunk)
         digests.append(digest.hexdigest())
-    if len(digests) == 1:
+    if ids is not None:
+        # Ids hold no blanks (`text_files`), so one line cannot be read as two.
+        digests = [f"{digest} {identifier}" for digest, identifier in zip(digests, ids, strict=True)]
+    elif len(digests) == 1:
         return digests[0]
     return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()

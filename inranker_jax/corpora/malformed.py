@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from inranker_jax.errors import InputError
 from inranker_jax.records import PathType
@@ -80,6 +81,15 @@ class MalformedReport:
         for kind, places in sorted(self.examples.items()):
             lines.extend(f"  {kind}: {place}" for place in places)
         return "\n".join(lines)
+
+    def left_out(self, source: str) -> dict[str, Any]:
+        """What was left out of a source so far, for a JSON file beside what was made of the source."""
+        tally = self._sources.get(source, _Tally())
+        return {"counts": dict(tally.counts), "first": dict(tally.first)}
+
+    def recall(self, source: str, left_out: Mapping[str, Any]) -> None:
+        """Takes in what an earlier process left out of a source (`left_out`), which is not read again."""
+        self.keep(source, _Tally(Counter(left_out["counts"]), dict(left_out["first"])))
 
     def keep(self, source: str, tally: _Tally) -> None:
         """Takes in what a pass over `source` has left out so far, unless a longer pass is known."""

@@ -105,10 +105,18 @@ def _first(folder: PathType, base: str, places: tuple[str, ...], name: str) -> s
     return None
 
 
+def find_original(translated: PathType, folder: PathType) -> str | None:
+    """MS MARCO's own passages: `collection.tsv` in `folder`, else mMARCO's English copy beside the translation."""
+    beside = files.as_path(translated).parent
+    return files.in_folder(folder, "collection.tsv") or files.in_folder(beside, "english_collection.tsv")
+
+
 def check_aligned(translated: Corpus, original: Corpus) -> int:
     """Checks that two corpora have the same ids in the same order, in one pass over both.
 
-    Labels of the original's pairs hold for the translated pairs only then.
+    Labels of the original's pairs are joined with the translated texts by id alone. Ids of these files are row
+    numbers, so a collection that lost rows and was numbered anew would lend its texts to other passages' labels.
+    About ten seconds a million documents.
 
     Returns:
       How many documents each has.
@@ -125,6 +133,6 @@ def check_aligned(translated: Corpus, original: Corpus) -> int:
             there = "the end" if other is None else f"id {other.id!r}"
             raise InputError.at(
                 translated.path, None, f"document {count} is {here} where {original.path} has {there}",
-                "the same ids in the same order", "Take both languages from one release",
+                "the same ids in the same order", "Take both languages whole, from one release",
             )  # fmt: skip
     return count

@@ -66,7 +66,9 @@ class Table(Generic[Item]):
         self.report = report if report is not None else MalformedReport()
         self._logs = report is None
         self._open, self._build, self._kind = open_source, build, kind
-        self._on_malformed: OnMalformed = on_malformed
+        self.on_malformed: OnMalformed = on_malformed
+        # One path may be the corpus and the queries (a BEIR folder): the report counts their rows apart.
+        self.source = f"{kind} of {name}"
         self._contents = contents
         self._first_places: dict[str, Place] | None = None
 
@@ -91,8 +93,7 @@ class Table(Generic[Item]):
           InputError: naming file and row, at a bad row or an id that occurs twice (under "raise"); or when
             there is no usable row at all.
         """
-        # One path may be the corpus and the queries (a BEIR folder): their rows are counted apart.
-        policy = RowPolicy(self._on_malformed, self.report, f"{self._kind} of {self.name}")
+        policy = RowPolicy(self.on_malformed, self.report, self.source)
         ids, contents, count = CompactIds(), CompactIds(), 0
         for place, item in self.rows(policy):
             if self._contents is not None and contents.add(f"{item.id}\0{self._contents(item)}"):
@@ -112,7 +113,7 @@ class Table(Generic[Item]):
     def _is_first(self, identifier: str, place: Place) -> bool:
         """Whether an id whose hash was met before really stands here for the first time."""
         if self._first_places is None or identifier not in self._first_places:
-            raises = self._on_malformed == "raise"
+            raises = self.on_malformed == "raise"
             suspects = {identifier} if raises else self._suspects()
             self._first_places = {}
             for other, item in self.rows(None):

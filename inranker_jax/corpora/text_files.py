@@ -40,18 +40,23 @@ def find(folder: PathType, unless: tuple[str, ...] = ()) -> list[str]:
     return sorted(found, key=files.natural_key)
 
 
+def document_id(path: str, root: str) -> str:
+    """The id of the document in a file below `root`."""
+    below = os.path.relpath(path, root) if root else os.path.basename(path)
+    # A name that is not UTF-8 has surrogates in Python, which no run file could hold.
+    return re.sub(
+        r"[\s%\ud800-\udfff]",
+        lambda found: quote(found[0], encoding="utf-8", errors="surrogateescape"),
+        below.replace(os.sep, "/"),
+    )
+
+
 class TextFile:
     """One document as a row source."""
 
     def __init__(self, path: str, root: str):
         self.path = path
-        below = os.path.relpath(path, root) if root else os.path.basename(path)
-        # A name that is not UTF-8 has surrogates in Python, which no run file could hold.
-        self._id = re.sub(
-            r"[\s%\ud800-\udfff]",
-            lambda found: quote(found[0], encoding="utf-8", errors="surrogateescape"),
-            below.replace(os.sep, "/"),
-        )
+        self._id = document_id(path, root)
 
     def rows(self) -> Iterator[tuple[int, int, bytes]]:
         """As in `RowSource`: the one row, the whole file."""

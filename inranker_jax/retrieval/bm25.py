@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from inranker_jax.corpora import Corpus
 from inranker_jax.errors import InputError
 from inranker_jax.records import Document, PathType, Query, Run
 from inranker_jax.retrieval import index_files
@@ -52,7 +53,7 @@ class BM25Index:
         b: float = 0.4,
         *,
         folder: PathType | None = None,
-        corpus: str = "",
+        corpus: Corpus | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> BM25Index:
         """Indexes the contents (title and text) of documents.
@@ -66,7 +67,8 @@ class BM25Index:
           k1: term frequency saturation, at least 0.
           b: length normalisation, from 0 to 1.
           folder: build straight into this folder and open it memory-mapped, as `save` and `load` would.
-          corpus: fingerprint of the documents, kept with a saved index and checked on loading.
+          corpus: where the documents come from: what decides them is kept with a saved index and checked on
+            loading, and so is how many malformed rows were left out.
           on_progress: called with the number of documents read so far; what it raises ends the build.
 
         Returns:
@@ -83,23 +85,23 @@ class BM25Index:
             return cls(language, k1, b, build(documents, language, k1, b, on_progress=on_progress))
         with index_files.Writer(folder) as writer:
             postings = build(documents, language, k1, b, writer.allocate, on_progress)
-            writer.finish(postings, index_files.identity_of(corpus, language, k1, b))
+            _finish(writer, postings, corpus, language, k1, b)
         return cls.load(folder)
 
-    def save(self, folder: PathType, corpus: str = "") -> None:
+    def save(self, folder: PathType, corpus: Corpus | None = None) -> None:
         """Writes the index into a folder, which appears whole or not at all.
 
         `bm25s.BM25.load(folder, mmap=True)` opens it too.
 
         Args:
           folder: a new or empty folder, or an older index, which is replaced.
-          corpus: fingerprint of the documents, checked by `load`.
+          corpus: where the documents come from, as in `build`.
 
         Raises:
           InputError: the folder holds something else, or another process is writing it.
         """
         with index_files.Writer(folder) as writer:
-            writer.finish(self._postings, index_files.identity_of(corpus, self.language, self.k1, self.b))
+            _finish(writer, self._postings, corpus, self.language, self.k1, self.b)
 
     @classmethod
     def load(
@@ -107,7 +109,7 @@ class BM25Index:
         folder: PathType,
         mmap: bool = True,
         *,
-        corpus: str | None = None,
+        corpus: Corpus | None = None,
         language: str | None = None,
         k1: float | None = None,
         b: float | None = None,
@@ -117,7 +119,8 @@ class BM25Index:
         Args:
           folder: a folder that `save` or `build` wrote.
           mmap: leave the index on disk, where several processes share one copy in the page cache.
-          corpus: the fingerprint that the documents must have; None takes any.
+          corpus: where the documents must come from; None takes any. The malformed rows that were left out
+            when the index was made are counted in its report.
           language: the language that it must have; None takes any.
           k1: the parameter that it must have; None takes any.
           b: the parameter that it must have; None takes any.
@@ -126,15 +129,18 @@ class BM25Index:
           index_files.TornIndexError: the folder is not whole.
           InputError: there is no index, or it was made of other documents, or otherwise.
         """
-        stored = index_files.read_state(folder)["identity"]
+        state = index_files.read_state(folder)
+        stored = state["identity"]
         wanted = index_files.identity_of(
-            stored["corpus"] if corpus is None else corpus,
+            _corpus_identity(corpus),
             stored["language"] if language is None else language,
             stored["k1"] if k1 is None else k1,
             stored["b"] if b is None else b,
         )
         index_files.check_identity(folder, stored, wanted)
         postings, _ = index_files.read(folder, mmap)
+        if corpus is not None:
+            corpus.recall(state["left_out"])
         return cls(stored["language"], stored["k1"], stored["b"], postings)
 
     def search(
@@ -230,6 +236,17 @@ class BM25Index:
         ids = self.ids
         names = ids.at(best) if isinstance(ids, index_files.DocumentIds) else [ids[i] for i in best.tolist()]
         return dict(zip(names, values[order].tolist(), strict=True))
+
+
+def _corpus_identity(corpus: Corpus | None) -> dict[str, str]:
+    return {} if corpus is None else corpus.identity()
+
+
+def _finish(
+    writer: index_files.Writer, postings: Postings, corpus: Corpus | None, language: str, k1: float, b: float
+) -> None:
+    identity = index_files.identity_of(_corpus_identity(corpus), language, k1, b)
+    writer.finish(postings, identity, {} if corpus is None else corpus.left_out())
 
 
 def _candidates(scores: np.ndarray, k: int) -> np.ndarray:

@@ -8,7 +8,6 @@ whose copy broke off is noticed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -21,9 +20,10 @@ import numpy as np
 
 from inranker_jax.errors import InputError
 from inranker_jax.records import PathType
+from inranker_jax.retrieval.locks import alone
 from inranker_jax.retrieval.postings import Postings
 
-FORMAT = 1
+FORMAT = 2  # 2: `corpus_format` and `corpus_on_malformed` in the identity, and `left_out`
 _STATE = "index.json"
 # The first five names are bm25s's.
 _DATA, _INDICES, _INDPTR = "data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy"
@@ -76,11 +76,11 @@ class DocumentIds(Sequence[str]):
         return [str(text[begin:end], "utf-8", "surrogatepass") for begin, end in bounds]
 
 
-def identity_of(corpus: str, language: str, k1: float, b: float) -> dict[str, Any]:
+def identity_of(corpus: Mapping[str, str], language: str, k1: float, b: float) -> dict[str, Any]:
     """What an index was made of: all that may change a score or a rank.
 
     Args:
-      corpus: fingerprint of the documents (empty when nobody vouches for them).
+      corpus: what decides the documents, `Corpus.identity()` (empty when nobody vouches for them).
       language: of stems and stop words.
       k1: term frequency saturation.
       b: length normalisation.
@@ -99,7 +99,7 @@ def identity_of(corpus: str, language: str, k1: float, b: float) -> dict[str, An
             f"BM25 needs the package {error.name!r}: run `pip install 'inranker_jax[eval]'`."
         ) from error
     return {
-        "corpus": corpus,
+        **corpus,
         "language": language,
         "k1": float(k1),
         "b": float(b),
@@ -187,8 +187,7 @@ class Writer:
         if exists(self.folder):
             with contextlib.suppress(TornIndexError):
                 read_state(self.folder)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._open.enter_context(_lock(self.folder))
+        self._open.enter_context(alone(self.folder, "building this index"))
         shutil.rmtree(self._part, ignore_errors=True)  # what a killed build left
         self._part.mkdir()
         return self
@@ -204,8 +203,14 @@ class Writer:
         )
         return array
 
-    def finish(self, postings: Postings, identity: Mapping[str, Any]) -> None:
-        """Writes everything else, puts it on disk, and gives the folder its name."""
+    def finish(self, postings: Postings, identity: Mapping[str, Any], left_out: Mapping[str, Any]) -> None:
+        """Writes everything else, puts it on disk, and gives the folder its name.
+
+        Args:
+          postings: the index.
+          identity: what it was made of, see `identity_of`.
+          left_out: the malformed rows of the corpus that are not in it, `Corpus.left_out()`.
+        """
         for name, array in (("data", postings.data), ("indices", postings.indices)):
             if isinstance(array, np.memmap):
                 array.flush()
@@ -224,6 +229,7 @@ class Writer:
         state = {
             "format": FORMAT,
             "identity": dict(identity),
+            "left_out": dict(left_out),
             "documents": len(postings.ids),
             "words": len(postings.vocabulary),
             "pairs": len(postings.data),
@@ -299,23 +305,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keeps a second builder out; the system drops the lock when this process ends, however it ends."""
-    with open(folder.with_name(f".{folder.name}.lock"), "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The winner of a race may have removed the file that was opened here: that lock keeps nobody out.
-            held = os.path.exists(file.name) and os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
-        except BlockingIOError:
-            held = False
-        if not held:
-            raise InputError.at(
-                folder, None, "another process is building this index", remedy="Wait for it to finish"
-            )
-        try:
-            yield
-        finally:
-            os.unlink(file.name)

@@ -73,41 +73,43 @@ def retrieve(
 
     Raises:
       Stopped: `stop` said so.
-      InputError: bad input, or an `output` or `index` that was made of something else.
+      InputError: bad input, an `output` or `index` that was made of something else, or another process that is
+        making the same one.
     """
     check_language(language)
     _check_token("--tag", tag)
     if threads is None:
         threads = available_threads()
     identity = {
-        "queries": queries.fingerprint(),
+        **queries.identity(),
         "depth": depth,
         "tag": tag,
-        **index_files.identity_of(corpus.fingerprint(), language, k1, b),
+        **index_files.identity_of(corpus.identity(), language, k1, b),
     }
     place = Output(output, identity)
     finished = place.finished()
     if finished is not None:
         announce(f"{place.path} is whole already, and was made of the same.")
         return finished
-    place.start()
-    seconds = {}
-    try:
-        count = sum(1 for _ in queries.queries())
-        if place.parts_done() < outputs.parts_of(count):
-            if language not in STOP_WORDS and language != "none":
-                announce(f"No list of stop words is known for {language!r}: every word counts.")
-            started = time.perf_counter()
-            searcher = open_index(corpus, index, language, k1, b, stop)
-            seconds["index"] = time.perf_counter() - started
-            started = time.perf_counter()
-            _search(searcher, queries, count, place, depth, tag, threads, stop)
-            seconds["search"] = time.perf_counter() - started
-        return place.join(count, seconds)
-    except InputError:
-        if not place.parts_done():
-            place.discard()
-        raise
+    with place.alone():
+        place.start()
+        seconds = {}
+        try:
+            count = sum(1 for _ in queries.queries())
+            if place.parts_done() < outputs.parts_of(count):
+                if language not in STOP_WORDS and language != "none":
+                    announce(f"No list of stop words is known for {language!r}: every word counts.")
+                started = time.perf_counter()
+                searcher = open_index(corpus, index, language, k1, b, stop)
+                seconds["index"] = time.perf_counter() - started
+                started = time.perf_counter()
+                _search(searcher, queries, count, place, depth, tag, threads, stop)
+                seconds["search"] = time.perf_counter() - started
+            return place.join(count, seconds)
+        except InputError:
+            if not place.parts_done():
+                place.discard()
+            raise
 
 
 def open_index(
@@ -125,7 +127,7 @@ def open_index(
         raise InputError(f"index folder {folder}: expected a local folder (it is memory-mapped).")
     if folder is not None and index_files.exists(folder):
         try:
-            index = BM25Index.load(folder, corpus=corpus.fingerprint(), language=language, k1=k1, b=b)
+            index = BM25Index.load(folder, corpus=corpus, language=language, k1=k1, b=b)
         except index_files.TornIndexError as error:
             announce(f"{error} Doing so now.")
         else:
@@ -140,7 +142,7 @@ def open_index(
 
     index = BM25Index.build(
         corpus.documents(), language, k1, b,
-        folder=folder, corpus=corpus.fingerprint(), on_progress=on_progress,
+        folder=folder, corpus=corpus, on_progress=on_progress,
     )  # fmt: skip
     progress.show(len(index.ids), always=True)
     return index
@@ -209,24 +211,24 @@ def normalise(
     if Path(output).exists() and Path(run).exists() and os.path.samefile(run, output):
         raise InputError(f"--output={output} is the run that is read: choose another file.")
     identity = {
-        "run": os.fspath(run), "queries": queries.fingerprint(), "corpus": corpus.fingerprint(),
-        "depth": depth, "tag": tag,
+        "run": os.fspath(run), **queries.identity(), **corpus.identity(), "depth": depth, "tag": tag,
+        "skip_malformed": skip_malformed,
     }  # fmt: skip
     place = Output(output, identity, again=True)
     skipped = runs.SkippedLines() if skip_malformed else None
-    place.start()
     started = time.perf_counter()
-    try:
-        order, where, lines = _normalised(run, corpus, queries, place, depth, tag, skipped, stop)
-    except BaseException:
-        place.discard()  # nothing of it can be used
-        raise
-    if skipped is not None and skipped.counts:
-        announce(skipped.summary())
-    summary = RunSummary(
-        os.fspath(output), len(order), len(order) - len(where), lines, {"run": time.perf_counter() - started}
-    )
-    place.close(summary)
+    with place.alone():
+        place.start()
+        try:
+            order, where, lines = _normalised(run, corpus, queries, place, depth, tag, skipped, stop)
+        except BaseException:
+            place.discard()  # nothing of it can be used
+            raise
+        if skipped is not None and skipped.counts:
+            announce(skipped.summary())
+        seconds = {"run": time.perf_counter() - started}
+        summary = RunSummary(os.fspath(output), len(order), len(order) - len(where), lines, seconds)
+        place.close(summary)
     return summary
 
 

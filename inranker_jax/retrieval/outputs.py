@@ -13,6 +13,7 @@ from typing import Any
 from inranker_jax import records
 from inranker_jax.errors import InputError
 from inranker_jax.records import PathType
+from inranker_jax.retrieval.locks import alone
 
 QUERIES_PER_PART = 500
 
@@ -89,6 +90,14 @@ class Output:
             return None
         counts = state["counts"]
         return RunSummary(str(self.path), counts["queries"], counts["empty"], counts["lines"], {})
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other processes from writing this run.
+
+        Raises:
+          InputError: on entering: one is doing so.
+        """
+        return alone(self.path, "writing this run")
 
     def start(self) -> None:
         """Makes the folder of parts, or checks that the one that is there is of the same run.

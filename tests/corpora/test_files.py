@@ -62,6 +62,21 @@ def test_fingerprints_are_of_the_bytes(tmp_path: pathlib.Path) -> None:
     assert open_queries_any(tmp_path / "part_0.tsv").fingerprint() == digest
 
 
+def test_names_of_text_files_are_ids_and_belong_to_the_fingerprint(tmp_path: pathlib.Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        (tmp_path / folder / "a.txt").write_text("heat")
+        (tmp_path / folder / "sub" / "b.txt").write_text("wing")
+    first = open_corpus(tmp_path / "one").fingerprint()
+    assert open_corpus(tmp_path / "two").fingerprint() == first  # wherever the folder is
+    single = open_corpus(tmp_path / "one" / "a.txt", "text").fingerprint()
+    (tmp_path / "one" / "a.txt").rename(tmp_path / "one" / "A.txt")
+    (tmp_path / "two" / "sub").rename(tmp_path / "two" / "tub")
+    prints = {first, *(open_corpus(tmp_path / folder).fingerprint() for folder in ("one", "two"))}
+    assert len(prints) == 3
+    assert open_corpus(tmp_path / "one" / "A.txt", "text").fingerprint() != single
+
+
 def test_everything_is_read_from_a_remote_path(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

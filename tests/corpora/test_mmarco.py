@@ -62,6 +62,17 @@ def test_what_is_missing_is_said(tmp_path: pathlib.Path) -> None:
         mmarco.find(tmp_path, "pt")
 
 
+def test_the_original_beside_a_translation(tmp_path: pathlib.Path) -> None:
+    _copy(tmp_path, "mmarco/google", "pt")
+    translated, _ = mmarco.find(tmp_path / "mmarco", "pt")
+    assert mmarco.find_original(translated, tmp_path) is None
+    _copy(tmp_path, "mmarco/google", "en", "english")
+    english = str(tmp_path / "mmarco" / "google" / "collections" / "english_collection.tsv")
+    assert mmarco.find_original(translated, tmp_path) == english
+    write(tmp_path / "collection.tsv.gz", "0\ta\n")
+    assert mmarco.find_original(translated, tmp_path) == str(tmp_path / "collection.tsv.gz")
+
+
 def test_alignment(tmp_path: pathlib.Path) -> None:
     english = open_corpus(write(tmp_path / "en.tsv", "0\ta\n1\tb\n2\tc\n"))
     assert mmarco.check_aligned(open_corpus(write(tmp_path / "pt.tsv", "0\tx\n1\ty\n2\tz\n")), english) == 3

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 
+from inranker_jax.corpora import open_corpus
 from inranker_jax.errors import InputError
 from inranker_jax.records import Document, Query
 from inranker_jax.retrieval import BM25Index, index_files
@@ -40,17 +41,24 @@ def _items(run):
     return [(query, list(documents.items())) for query, documents in run.items()]
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.tsv"
+    path.write_text("".join(f"{document.id}\t{document.text}\n" for document in _documents()))
+    return open_corpus(path)
+
+
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path, corpus):
     index = BM25Index.build(_documents())
-    index.save(tmp_path / "index", corpus="abc")
+    index.save(tmp_path / "index", corpus=corpus)
     return tmp_path / "index", index
 
 
 @pytest.mark.parametrize("mmap", [True, False])
-def test_loaded_index_finds_the_same(saved, mmap):
+def test_loaded_index_finds_the_same(saved, corpus, mmap):
     folder, index = saved
-    loaded = BM25Index.load(folder, mmap, corpus="abc", language="english", k1=0.9, b=0.4)
+    loaded = BM25Index.load(folder, mmap, corpus=corpus, language="english", k1=0.9, b=0.4)
     assert _items(loaded.search(QUERIES, 50)) == _items(index.search(QUERIES, 50))
     assert list(loaded.ids) == list(index.ids) == sorted(index.ids, reverse=True)
     assert loaded.ids[-1] == index.ids[-1]
@@ -59,9 +67,9 @@ def test_loaded_index_finds_the_same(saved, mmap):
         loaded.ids[500]
 
 
-def test_building_into_a_folder_writes_the_same_files_as_saving(saved, tmp_path):
+def test_building_into_a_folder_writes_the_same_files_as_saving(saved, corpus, tmp_path):
     folder, _ = saved
-    built = BM25Index.build(_documents(), folder=tmp_path / "new" / "built", corpus="abc")
+    built = BM25Index.build(corpus.documents(), folder=tmp_path / "new" / "built", corpus=corpus)
     assert _items(built.search(QUERIES)) == _items(BM25Index.load(folder).search(QUERIES))
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / "new" / "built" / path.name).read_bytes()
@@ -96,7 +104,6 @@ def test_index_without_words(tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        ({"corpus": "xyz"}, r"- corpus: abc\n\+ corpus: xyz\n"),
         ({"language": "portuguese"}, r"- language: english\n\+ language: portuguese"),
         ({"k1": 1.2, "b": 0.75}, r"- k1: 0.9\n\+ k1: 1.2\n- b: 0.4\n\+ b: 0.75"),
     ],
@@ -106,6 +113,23 @@ def test_another_index_is_refused(saved, wanted, expected):
         BM25Index.load(saved[0], **wanted)
     assert not isinstance(caught.value, index_files.TornIndexError)
     assert "Choose another index folder" in str(caught.value)
+
+
+def test_index_of_another_corpus_or_of_one_read_otherwise_is_refused(saved, corpus, tmp_path):
+    (tmp_path / "other.tsv").write_text("d0\tword1\n")
+    for other, expected in (
+        (
+            open_corpus(tmp_path / "other.tsv"),
+            r"- corpus_fingerprint: \w+\n\+ corpus_fingerprint: \w+\nChoose",
+        ),
+        (
+            open_corpus(corpus.path, on_malformed="skip"),
+            r"- corpus_on_malformed: raise\n\+ corpus_on_malformed: skip\nC",
+        ),
+        (open_corpus(corpus.path, "jsonl"), r"- corpus_format: tsv\n\+ corpus_format: jsonl\nChoose"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            BM25Index.load(saved[0], corpus=other)
 
 
 def test_index_of_another_library_version_is_refused(saved):
@@ -125,7 +149,7 @@ def test_missing_package_is_named(monkeypatch):
     with pytest.raises(
         InputError, match=r"needs the package 'bm25s': run `pip install 'inranker_jax\[eval\]'`"
     ):
-        index_files.identity_of("", "english", 0.9, 0.4)
+        index_files.identity_of({}, "english", 0.9, 0.4)
 
 
 @pytest.mark.parametrize("name", [*index_files._FILES, "index.json"])
@@ -139,7 +163,7 @@ def test_torn_index_is_noticed_and_replaced(saved, name, damage):
         os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(index_files.TornIndexError, match=r"not whole.*Build it again"):
         BM25Index.load(folder)
-    index.save(folder, corpus="abc")
+    index.save(folder)
     assert _items(BM25Index.load(folder).search(QUERIES)) == _items(index.search(QUERIES))
 
 
