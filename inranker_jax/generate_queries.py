@@ -9,6 +9,9 @@ Three files: `queries.jsonl` in the keys of the InPars toolkit, `queries.generat
 before filters) and `queries.report.json`. Run the same command again to go on after an interruption, and with other
 filters to choose again: what is in the journal is not generated again. An API key is read from an environment
 variable, and appears in no file and no message.
+
+Exit status: 0 when every document of the sample has an answer; 3 when the budget was spent or some documents got
+none, and the files hold the others; 2 for an error; 130 or 143 after a signal.
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ from inranker_jax.query_generation.endpoint import APIS, EndpointGenerator, Endp
 from inranker_jax.query_generation.filters import FilterSettings
 from inranker_jax.query_generation.generators import Generator, TitleGenerator, split_spec
 from inranker_jax.query_generation.local import LocalGenerator, LocalSettings
-from inranker_jax.query_generation.secret import read_key
+from inranker_jax.query_generation.secret import check_url, read_key
 from inranker_jax.query_generation.templates import open_template
+
+INCOMPLETE = 3
 
 
 def natural(text: str) -> int:
@@ -63,7 +68,12 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
       InputError: an unknown flag, a missing one, or a value of the wrong type.
     """
-    parser = Parser("generate_queries", "Write synthetic queries for the documents of a corpus (InPars).")
+    parser = Parser(
+        "generate_queries",
+        "Write synthetic queries for the documents of a corpus (InPars). Exit status: 0 when every sampled document "
+        f"has an answer, {INCOMPLETE} when the budget was spent or some got none (the files hold the others), 2 for "
+        "an error, 130 or 143 after a signal.",
+    )
     add = parser.add_argument
     add("--corpus", required=True, help="the documents, in any format that `corpora.open_corpus` reads")
     add("--corpus_format", default="auto", help="beir, tsv, jsonl, parquet, ...")
@@ -134,14 +144,16 @@ def settings_of(flags: argparse.Namespace) -> pipeline.Settings:
     """The pipeline's settings, from the flags.
 
     Raises:
-      InputError: a filter that contradicts another flag.
+      InputError: a flag that contradicts another, or a URL that could hold a key.
     """
     title = flags.generator == "title"
     if title and flags.filter_copied:
         raise InputError(
             "--filter_copied with --generator=title: a title stands in its document, so none would be left."
         )
-    kind, _ = split_spec(flags.generator)
+    kind, place = split_spec(flags.generator)
+    if kind == "openai":
+        check_url(place)
     for name in ("model", "tokenizer"):
         if getattr(flags, name) is not None and kind != "openai":
             raise InputError(f"--{name} belongs to --generator=openai:URL; {kind} does not read it.")
@@ -197,7 +209,7 @@ def open_generator(flags: argparse.Namespace, budget: Budget) -> Generator:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses flags, generates, filters, writes. Returns the exit status."""
 
-    def work(interruption: Interruption) -> None:
+    def work(interruption: Interruption) -> int:
         flags = parse_flags(argv)
         settings = settings_of(flags)
         paths = pipeline.Paths.beside(flags.output, flags.journal)
@@ -222,13 +234,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}\t{value}")
         if flags.skip_malformed:
             announce(corpus.report.summary())
-        if not outcome.complete:
-            why = outcome.stopped or "some failed"
-            announce(
-                f"{outcome.counts['unanswered']} documents of the sample have no answer ({why}); the same command "
-                "asks for them again."
-            )
         announce(f"{outcome.written} queries in {paths.output}; every answer in {paths.journal}")
+        if outcome.complete:
+            return 0
+        why = outcome.stopped or "some failed"
+        remedy = "The same command with a larger budget" if outcome.stopped else "The same command"
+        announce(
+            f"incomplete: {outcome.counts['unanswered']} documents of the sample have no answer ({why}). {remedy} "
+            "asks for them again."
+        )
+        return INCOMPLETE
 
     return run_main(work)
 

@@ -187,17 +187,18 @@ def test_a_budget_ends_the_run_cleanly(tmp_path: pathlib.Path, capsys: pytest.Ca
     corpus, output = write_corpus(tmp_path), tmp_path / "q.jsonl"
     with serve(Behaviour()) as behaviour:
         place = f"openai:{behaviour.url}"
-        assert run(corpus, output, place, "--budget_requests=12") == 0
+        assert run(corpus, output, place, "--budget_requests=12") == 3
         assert len(behaviour.requests) == 12
         assert len(read(output)) == 12
-        assert (
-            "the budget of 12 requests is spent: 12 of 40 documents have an answer" in capsys.readouterr().err
-        )
+        error = capsys.readouterr().err
+        assert "the budget of 12 requests is spent: 12 of 40 documents have an answer" in error
+        assert "incomplete: 28 documents of the sample have no answer" in error
+        assert "with a larger budget" in error
         found = report(output)
         assert (found["complete"], found["stopped"]) == (False, "the budget of 12 requests is spent")
         assert found["counts"]["unanswered"] == 28
         # The budget is of the journal, not of a session.
-        assert run(corpus, output, place, "--budget_requests=12") == 0
+        assert run(corpus, output, place, "--budget_requests=12") == 3
         assert len(behaviour.requests) == 12
         assert run(corpus, output, place, "--usd_per_million_tokens=1,2") == 0
         assert len(behaviour.requests) == 40
@@ -215,7 +216,7 @@ def test_failures_are_left_out_and_asked_again(
     flags = ["--max_retries=0", "--concurrency=1"]
     with serve(Behaviour(troubles=[None, status(500), None, status(500)])) as behaviour:
         place = f"openai:{behaviour.url}"
-        assert run(corpus, output, place, *flags) == 0
+        assert run(corpus, output, place, *flags) == 3
         assert [row["doc_id"] for row in read(output)] == ["d0", "d2", "d4", "d5", "d6", "d7"]
         assert list(report(output)["failed"]) == ["d1", "d3"]
         assert "2 documents of the sample have no answer (some failed)" in capsys.readouterr().err
@@ -235,6 +236,60 @@ def test_too_many_failures(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
     assert "4 documents got no answer; the last was 'd5': status 503 (no luck), after 2 attempts" in error
     assert not output.exists()
     assert len(read(tmp_path / "q.generated.jsonl")) == 1 + 2 + 4
+
+
+def troubled_by(word: str, trouble: server.Trouble) -> server.Trouble:
+    """A server that stumbles over one document, always."""
+
+    def answer(handler: server.Handler, request: dict[str, Any]) -> None:
+        if word in request["prompt"].rsplit("Document: ", 1)[-1]:
+            trouble(handler, request)
+        else:
+            handler.send_json(200, handler.completion(request))
+
+    return answer
+
+
+def asked(behaviour: Behaviour) -> list[str]:
+    return [prompt.rsplit("word", 1)[-1].split("\n")[0] for prompt in behaviour.prompts()]
+
+
+def test_a_document_that_is_always_refused_does_not_keep_others_out(tmp_path: pathlib.Path) -> None:
+    """Be it the first of all, the only one that is left, or one of several that are."""
+    corpus, output = write_corpus(tmp_path, 4), tmp_path / "q.jsonl"
+    refuse = troubled_by("word0", status(400))
+    with serve(Behaviour(troubles=[refuse] * 99)) as behaviour:
+        place = f"openai:{behaviour.url}"
+        assert run(corpus, output, place) == 3
+        assert asked(behaviour)[0] == "0"
+        assert [row["doc_id"] for row in read(output)] == ["d1", "d2", "d3"]
+        assert run(corpus, output, place) == 3
+        write_corpus(tmp_path, 6)
+        behaviour.requests.clear()
+        assert run(corpus, output, place, "--concurrency=1") == 3
+        assert asked(behaviour) == ["4", "5", "0"], "what failed before comes last"
+    assert [row["doc_id"] for row in read(output)] == ["d1", "d2", "d3", "d4", "d5"]
+
+
+def test_a_document_that_silences_the_server_does_not_keep_others_out(tmp_path: pathlib.Path) -> None:
+    """At first it looks like a server that is not up; the next session asks another document, and then knows."""
+    corpus, output = write_corpus(tmp_path, 4), tmp_path / "q.jsonl"
+    with serve(Behaviour(troubles=[troubled_by("word0", server.reset)] * 99)) as behaviour:
+        place, flags = f"openai:{behaviour.url}", ["--max_retries=1", "--concurrency=1"]
+        assert run(corpus, output, place, *flags) == 2
+        assert asked(behaviour) == ["0", "0"]
+        assert run(corpus, output, place, *flags) == 3
+        assert asked(behaviour)[2:5] == ["1", "2", "3"]
+        assert run(corpus, output, place, *flags) == 3
+    assert [row["doc_id"] for row in read(output)] == ["d1", "d2", "d3"]
+
+
+def test_a_server_that_refuses_everything(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus, output = write_corpus(tmp_path), tmp_path / "q.jsonl"
+    with serve(Behaviour(troubles=[status(400)] * 99)) as behaviour:
+        assert run(corpus, output, f"openai:{behaviour.url}", "--max_failures=2") == 2
+    assert len(behaviour.requests) == 3
+    assert "status 400 (no luck). None ever got one: check --model and --api." in capsys.readouterr().err
 
 
 def wait_for(behaviour: Behaviour, number: int, process: subprocess.Popen[str]) -> None:
@@ -354,6 +409,7 @@ def test_no_log_probabilities_no_top_k(tmp_path: pathlib.Path, capsys: pytest.Ca
         ("openai:", [], "expected openai:URL"),
         ("openai:ftp://host", ["--model=m"], "expected a URL such as"),
         (f"openai:http://me:{KEY}@host/v1", ["--model=m"], "holds a user name or password"),
+        (f"openai:https://host/v1?key={KEY}", ["--model=m"], "more than a path after the host"),
         ("title", ["--filter_copied"], "none would be left"),
         ("title", ["--model=m"], "--model belongs to --generator=openai:URL"),
         ("local:m", ["--tokenizer=m"], "--tokenizer belongs to --generator=openai:URL"),
@@ -378,6 +434,7 @@ def test_bad_flags(
     assert status_found == (2 if words else 0)
     assert words in error
     assert KEY not in error
+    assert status_found == 0 or not list(tmp_path.glob("q.*"))
 
 
 def test_malformed_rows(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

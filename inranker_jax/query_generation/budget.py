@@ -75,3 +75,30 @@ class Budget:
             self._reserved[0] -= prompt_tokens
             self._reserved[1] -= completion_tokens
             self._sent -= attempts
+
+
+class BudgetSpent(Exception):
+    """One more request for this prompt does not fit the budget."""
+
+
+@dataclass
+class Tally:
+    """Counts every request that is sent for one prompt, for whatever reason.
+
+    Attributes:
+      budget: the first request was reserved there; every other is added.
+      sent: requests so far.
+    """
+
+    budget: Budget
+    sent: int = 0
+
+    def take(self) -> None:
+        """Counts a request that is about to be sent.
+
+        Raises:
+          BudgetSpent: it must not be sent.
+        """
+        if self.sent and not self.budget.another():
+            raise BudgetSpent
+        self.sent += 1

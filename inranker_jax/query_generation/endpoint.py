@@ -3,7 +3,8 @@
 Every prompt is one POST to `/completions` (or `/chat/completions`), greedy, stopped at the line break. Worker threads
 keep `concurrency` requests in flight. What may pass is tried again with exponential back-off and jitter: refused and
 reset connections, stalls, answers cut short, status 408, 429 and 5xx (`Retry-After` counts, and holds every worker).
-What will not pass, a refused key or an unknown path or model, ends the run at once.
+What will not pass, a refused key or an unknown path or model, ends the run at once. Other refusals may be about one
+document, such as one too long for the model: they are failures of their documents, which the caller counts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.progress import announce, clock
 from inranker_jax.query_generation import answers
-from inranker_jax.query_generation.budget import Budget
+from inranker_jax.query_generation.budget import Budget, BudgetSpent, Tally
 from inranker_jax.query_generation.generators import Generation, Request, first_line
 from inranker_jax.query_generation.http import Address, Connection, Reply, TransportError
 from inranker_jax.query_generation.secret import Secret
@@ -211,7 +212,7 @@ class EndpointGenerator:
                 request, estimate = item
                 generation: Generation | None = None
                 try:
-                    generation = self._answer(connection, request, estimate)
+                    generation = self._answer(connection, request, estimate, Tally(self._budget))
                 except _Abandoned:
                     pass
                 except InputError as error:
@@ -226,31 +227,29 @@ class EndpointGenerator:
         finally:
             connection.close()
 
-    def _answer(self, connection: Connection, request: Request, estimate: int) -> Generation:
-        reason, attempts = "", 0
+    def _answer(self, connection: Connection, request: Request, estimate: int, tally: Tally) -> Generation:
+        def failure(why: str) -> Generation:
+            return Generation(request.document.id, "", attempts=tally.sent, error=why)
+
+        reason = ""
         for attempt in range(self._settings.max_retries + 1):
             self._wait_for_turn()
-            if attempt and not self._budget.another():
-                return Generation(
-                    request.document.id, "", attempts=attempts, error="the budget of requests is spent"
-                )
-            attempts += 1
             delay: float | None = None
             try:
-                reply = self._post(connection, request.prompt)
+                tally.take()
+                reply = self._post(connection, request.prompt, tally)
+            except BudgetSpent:
+                return failure("the budget of requests is spent")
             except TransportError as error:
                 reason = str(error)
                 if error.hopeless:
                     raise InputError(f"{self.shown}: {reason}.") from None
-                nothing_came = not self._answered_once and attempt == self._settings.max_retries
-                if nothing_came:  # A server that never answered is not up; a document is not to blame.
-                    raise InputError(
-                        f"{self.shown}: {reason}, after {attempts} attempts. Check that the server runs at this URL."
-                    ) from None
+                if attempt == self._settings.max_retries:
+                    self._judge_silence(error, tally.sent)
             else:
                 if reply.status == 200:
                     try:
-                        return self._parse(reply, request, estimate, attempts)
+                        return self._parse(reply, request, estimate, tally.sent)
                     except answers.BadAnswer as error:
                         reason = str(error)
                 elif reply.status in _RETRIED and not answers.is_out_of_credit(reply.body):
@@ -258,17 +257,26 @@ class EndpointGenerator:
                     delay = self._retry_after(reply)
                 else:
                     self._raise_if_hopeless(reply)
-                    error_text = self._describe(reply)
-                    return Generation(request.document.id, "", attempts=attempts, error=error_text)
+                    return failure(self._describe(reply))
             if attempt < self._settings.max_retries:
                 delay = self._delay(attempt) if delay is None else delay + random.uniform(0, 0.5)
                 self._note(reason, delay)
                 self._sleep(delay)
-        return Generation(
-            request.document.id, "", attempts=attempts, error=f"{reason}, after {attempts} attempts"
-        )
+        return failure(f"{reason}, after {tally.sent} attempts")
 
-    def _post(self, connection: Connection, prompt: str) -> Reply:
+    def _judge_silence(self, error: TransportError, attempts: int) -> None:
+        """Ends the run when the server is not up, which is not to be told from a first document that silences it."""
+        if self._answered_once or (error.reached and self._budget.spent.answers):
+            return
+        fatal = InputError(
+            f"{self.shown}: {error}, after {attempts} attempts. Check that the server runs at this URL."
+        )
+        if not error.reached:
+            raise fatal from None
+        # The document is journaled as failed, so that the next session asks another one first.
+        self._fatal = self._fatal or fatal
+
+    def _post(self, connection: Connection, prompt: str, tally: Tally) -> Reply:
         while True:
             fields = dict(self._fields)
             length_field = self._length_field
@@ -279,9 +287,10 @@ class EndpointGenerator:
             else:
                 body["prompt"] = prompt
             data = json.dumps(body).encode()
-            reply = connection.request("POST", _PATHS[self._api], data)
+            reply = connection.request("POST", _PATHS[self._api], data, tally.take)
             if reply.status not in (400, 422) or not self._adapt(reply, fields, length_field):
                 return reply
+            tally.take()
 
     def _adapt(self, reply: Reply, fields: dict[str, Any], length_field: str) -> bool:
         """Leaves out, or renames, an optional field that the server refuses; True when asking again makes sense."""
@@ -388,7 +397,7 @@ class EndpointGenerator:
             raise InputError(
                 f"{where}: {described}: the server redirects, and a key is not sent elsewhere. Give the final URL."
             )
-        if not self._answered_once or status in (402, 429, 501, 505):
+        if status in (402, 429, 501, 505):
             raise InputError(
                 f"{where}: {described}: the server refuses the request. Check --model and --api."
             )

@@ -15,11 +15,11 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 
-from inranker_jax.errors import InputError
+from inranker_jax.query_generation.secret import check_url
 
 MAX_BODY = 16 * 2**20
 
@@ -29,11 +29,13 @@ class TransportError(Exception):
 
     Attributes:
       hopeless: another attempt will end the same way.
+      reached: there was a connection; without one, the request is not to blame.
     """
 
-    def __init__(self, reason: str, hopeless: bool = False) -> None:
+    def __init__(self, reason: str, hopeless: bool = False, reached: bool = True) -> None:
         super().__init__(reason)
         self.hopeless = hopeless
+        self.reached = reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,33 +70,23 @@ class Address:
         """Parses a URL.
 
         Raises:
-          InputError: not an http(s) URL, or one that carries a user name or password.
+          InputError: see `secret.check_url`.
         """
-        try:
-            parts = urllib.parse.urlsplit(url.strip())
-            port = parts.port
-        except ValueError:
-            raise InputError(_EXPECTED) from None
-        if "@" in parts.netloc:
-            raise InputError(
-                "--generator=openai:URL: the URL holds a user name or password, which would end up in files. Give the "
-                "key in an environment variable, with --api_key_env."
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(_EXPECTED)
+        parts = check_url(url)
         query = f"?{parts.query}" if parts.query else ""
         default = 443 if parts.scheme == "https" else 80
-        return cls(parts.scheme, parts.hostname, port or default, parts.path.rstrip("/"), query)
+        return cls(parts.scheme, parts.hostname or "", parts.port or default, parts.path.rstrip("/"), query)
+
+    @property
+    def url_host(self) -> str:
+        """The host as it stands in a URL: an IPv6 address in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     @property
     def shown(self) -> str:
         """The URL as messages and files show it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
         default = 443 if self.scheme == "https" else 80
-        return f"{self.scheme}://{host}{'' if self.port == default else f':{self.port}'}{self.path}"
-
-
-_EXPECTED = "--generator=openai:URL: expected a URL such as openai:http://localhost:8000/v1."
+        return f"{self.scheme}://{self.url_host}{'' if self.port == default else f':{self.port}'}{self.path}"
 
 
 class Connection:
@@ -113,8 +105,19 @@ class Connection:
         self._connection: http.client.HTTPConnection | None = None
         self._prefix = ""
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> Reply:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        before_resend: Callable[[], None] = lambda: None,
+    ) -> Reply:
         """One exchange.
+
+        Args:
+          method, path, body: of the request.
+          before_resend: called when the request is about to be sent a second time, since the server had closed the
+            kept connection; may raise to prevent it.
 
         Raises:
           TransportError: no whole answer came. The message holds nothing that the server sent.
@@ -124,22 +127,24 @@ class Connection:
         try:
             return self._exchange(method, path, body, deadline)
         except (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError) as error:
-            self.close()
             # A server may close a kept connection at any time: that says nothing about the request.
             if not reused or time.monotonic() >= deadline:
-                raise self._error(error) from None
+                raise self._failed(error) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
-            self.close()
-            raise self._error(error) from None
+            raise self._failed(error) from None
+        self.close()
+        before_resend()
         try:
             return self._exchange(method, path, body, deadline)
         except (http.client.HTTPException, OSError, ValueError) as error:
-            self.close()
-            raise self._error(error) from None
+            raise self._failed(error) from None
 
-    def _error(self, error: Exception) -> TransportError:
+    def _failed(self, error: Exception) -> TransportError:
+        """Closes the connection; returns what to raise."""
+        reached = self._connection is not None
+        self.close()
         hopeless = isinstance(error, ssl.SSLCertVerificationError)
-        return TransportError(_reason(error, self._timeout), hopeless)
+        return TransportError(_reason(error, self._timeout), hopeless, reached)
 
     def _exchange(self, method: str, path: str, body: bytes | None, deadline: float) -> Reply:
         connection = self._open()
@@ -198,7 +203,7 @@ class Connection:
         else:
             connection = http.client.HTTPConnection(host, port, timeout=self._timeout)
             if proxy is not None:
-                self._prefix = f"http://{address.host}:{address.port}"
+                self._prefix = f"http://{address.url_host}:{address.port}"
                 self._headers |= proxy.headers
         connection.connect()
         self._connection = connection

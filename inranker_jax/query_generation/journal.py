@@ -34,13 +34,15 @@ class Spent:
     Attributes:
       requests: times the generator was asked, retries included.
       prompt_tokens, completion_tokens: of the answers.
-      failures: documents that got no answer, each time counted.
+      answers: documents that got one, each time counted.
+      failures: documents that got none, each time counted.
       estimated: whether some token counts are estimates.
     """
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    answers: int = 0
     failures: int = 0
     estimated: bool = False
 
@@ -54,6 +56,7 @@ class Spent:
         self.requests += generation.attempts
         self.prompt_tokens += generation.prompt_tokens
         self.completion_tokens += generation.completion_tokens
+        self.answers += not generation.error
         self.failures += bool(generation.error)
         self.estimated |= generation.estimated
 

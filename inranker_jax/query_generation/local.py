@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from inranker_jax.corpora import files
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.query_generation.budget import Budget
 from inranker_jax.query_generation.generators import Generation, Request, first_line
 from inranker_jax.query_generation.templates import cut_at, estimate_tokens
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DECIDING = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class LocalGenerator:
         self._settings = settings
         self._budget = budget or Budget()
         self._tokenizer = _load_tokenizer(settings)
+        # Of the hub's model, so that the weights are those of the identity even if the hub gets others meanwhile.
+        self._commit = None if pathlib.Path(settings.model).is_dir() else _hub_commit(settings.model)
         self._model: Any = None  # loaded for the first prompt: to filter again, none is needed
         if settings.chat and not self._tokenizer.chat_template:
             raise InputError(
@@ -65,7 +69,7 @@ class LocalGenerator:
         self.identity: dict[str, Any] = {
             "kind": "local",
             "model": settings.model,
-            "files": _files(settings.model),
+            "files": self._commit or _folder_digest(pathlib.Path(settings.model)),
             "api": "chat" if settings.chat else "completions",
             "dtype": settings.dtype,
             "max_new_tokens": settings.max_new_tokens,
@@ -92,7 +96,7 @@ class LocalGenerator:
         remaining = iter(requests)
         while not stop() and (batch := self._affordable(remaining)):
             if self._model is None:
-                self._model = _load_model(self._settings)
+                self._model = _load_model(self._settings, self._commit)
             yield self._answer(batch)
             for request in batch:
                 self._budget.release(estimate_tokens(request.prompt), self._settings.max_new_tokens, 1)
@@ -254,13 +258,15 @@ def _load_tokenizer(settings: LocalSettings) -> Any:
     return tokenizer
 
 
-def _load_model(settings: LocalSettings) -> Any:
+def _load_model(settings: LocalSettings, commit: str | None) -> Any:
     import torch
     import transformers
 
     try:
         dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            settings.model, dtype=dtype, revision=commit or "main"
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(settings, error) from error
     device = settings.device
@@ -283,15 +289,23 @@ def _not_loaded(settings: LocalSettings, error: Exception) -> InputError:
     )
 
 
-def _files(model: str) -> str:
-    """A fingerprint of a model folder that costs nothing: names and sizes of its files, contents of the small ones."""
-    folder = pathlib.Path(model)
+def _hub_commit(model: str) -> str | None:
+    """The commit of a hub model whose tokenizer was just loaded, from where the hub's cache keeps it."""
+    import huggingface_hub
+
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        path = huggingface_hub.try_to_load_from_cache(model, name)
+        if isinstance(path, str):
+            return pathlib.Path(path).parent.name
+    return None
+
+
+def _folder_digest(folder: pathlib.Path) -> str:
+    """First 16 hex digits of the SHA-256 over names and contents of a model's weights, settings and vocabulary."""
     if not folder.is_dir():
         return ""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".model"):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
-            digest.update(path.read_bytes() if size < 2**20 else b"")
-    return digest.hexdigest()[:16]
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix in _DECIDING and path.is_file()]
+    if any(path.suffix == ".safetensors" for path in paths):  # pickled weights beside them are not read
+        paths = [path for path in paths if path.suffix != ".bin"]
+    lines = "".join(f"{path.name} {files.fingerprint([str(path)])}\n" for path in paths)
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -89,7 +89,7 @@ class Outcome:
     """What a run did.
 
     Attributes:
-      complete: every document of the sample has an answer.
+      complete: every document of the sample has an answer; otherwise the output lacks some queries.
       written: queries in the output.
       counts: of documents and queries, by what became of them.
       spent: over all sessions of the journal.
@@ -118,7 +118,8 @@ def run(
     The queries are written in the order of the corpus, whatever the order in which they were answered.
 
     Args:
-      corpus: read twice, or three times; never held in memory.
+      corpus: streamed four times (to sample, to ask, to filter, to write), and its bytes once for the fingerprint;
+        never held in memory.
       template: the prompt.
       open_generator: called with the budget, before the corpus is read.
       paths: where things go.
@@ -206,6 +207,7 @@ class _Work:
         progress = _Progress(total, self.budget)
 
         def missing() -> Iterator[Request]:
+            failed_before: list[Request] = []
             for document, prompt in self._sampled():
                 if stop():
                     return
@@ -214,7 +216,13 @@ class _Work:
                     progress.known += 1
                     continue
                 keys[document.id] = key
-                yield Request(document, prompt)
+                if document.id in self.journal.failed:
+                    failed_before.append(Request(document, prompt))
+                else:
+                    yield Request(document, prompt)
+            # Last, so that documents which fail again and again keep no other from being asked. They are as few as
+            # `max_failures` a session.
+            yield from failed_before
 
         failures = 0
         for answers in self.generator.generate(missing(), stop):
@@ -223,10 +231,11 @@ class _Work:
             failures += 0 if self.budget.exhausted else len(failed)
             progress.add(len(answers) - len(failed), len(failed))
             if failed and failures > self.settings.max_failures:
+                never = "" if self.journal.spent.answers else "None ever got one: check --model and --api. "
                 raise InputError(
                     f"{failures} documents got no answer; the last was {failed[-1].document_id!r}: {failed[-1].error}. "
-                    "What was answered is kept. Run the same command again once the generator is well, or raise "
-                    "--max_failures to leave such documents out."
+                    f"{never}What was answered is kept. Run the same command again once the generator is well, or "
+                    "raise --max_failures to leave such documents out."
                 )
         progress.show()
         if self.budget.exhausted:

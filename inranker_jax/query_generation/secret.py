@@ -1,15 +1,19 @@
-"""A key that can be sent, and that never shows: not in a message, a file or a traceback."""
+"""A key that can be sent, and that never shows: not in a message, a file or a traceback; nor in a URL."""
 
 from __future__ import annotations
 
 import os
 import re
+import urllib.parse
 
 from inranker_jax.errors import InputError
 
 REPLACEMENT = "[key]"
 # Servers show parts of a refused key ("sk-ab...yz"); a run of this many of its characters is taken out as well.
 _RUN = 6
+# What a URL may carry after "?": Azure wants the version of its interface. Any other name could be a key's.
+_QUERY = re.compile(r"api-version=[\w.-]{1,32}")
+_EXPECTED = "--generator=openai:URL: expected a URL such as openai:http://localhost:8000/v1."
 
 
 class Secret:
@@ -80,3 +84,29 @@ def read_key(variable: str | None, default: str = "OPENAI_API_KEY") -> Secret | 
             "letters that no HTTP header can hold. Expected the key alone."
         )
     return Secret(value)
+
+
+def check_url(url: str) -> urllib.parse.SplitResult:
+    """Splits an endpoint's URL, which goes into messages and files, and so must hold no key.
+
+    Raises:
+      InputError: not an http(s) URL, or one with a user name, a password, a fragment, or a query string other than
+        `?api-version=...`. The message repeats nothing of the URL.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url.strip())
+        _ = parts.port  # parsed here, so that a bad one is refused
+    except ValueError:
+        raise InputError(_EXPECTED) from None
+    if "@" in parts.netloc:
+        found = "a user name or password"
+    elif parts.fragment or (parts.query and not _QUERY.fullmatch(parts.query)):
+        found = "more than a path after the host (only ?api-version=... may follow it)"
+    elif parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(_EXPECTED)
+    else:
+        return parts
+    raise InputError(
+        f"--generator=openai:URL: the URL holds {found}, which would end up in files. Give the key in an environment "
+        "variable, with --api_key_env; --api_key_header names another header than Authorization."
+    )

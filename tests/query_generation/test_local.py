@@ -176,6 +176,42 @@ def test_another_checkpoint_in_the_same_folder_is_noticed(tmp_path: pathlib.Path
     assert identities[0]["files"] != identities[1]["files"]
 
 
+def test_other_weights_of_the_same_size_are_noticed(tmp_path: pathlib.Path) -> None:
+    tiny_model.write_model(tmp_path)
+    before = LocalGenerator(LocalSettings(str(tmp_path))).identity
+    # Pickled weights are not read where there are safetensors.
+    (tmp_path / "pytorch_model.bin").write_bytes(b"other")
+    assert LocalGenerator(LocalSettings(str(tmp_path))).identity == before
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights += bytes(2**20)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    large = LocalGenerator(LocalSettings(str(tmp_path))).identity
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert len({str(found["files"]) for found in (before, large)}) == 2
+    assert LocalGenerator(LocalSettings(str(tmp_path))).identity["files"] != large["files"]
+
+
+def test_a_hub_model_is_its_commit(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the layout of the hub's cache: a new commit is another identity, and the weights read are its own."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    found = []
+    for commit, kind in (("a" * 40, "gpt2"), ("b" * 40, "llama")):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        tiny_model.write_model(snapshot, kind)
+        (repository / "refs" / "main").write_text(commit)
+        found.append(LocalGenerator(LocalSettings("someone/tiny", device="cpu", max_new_tokens=4)))
+    assert [generator.identity["files"] for generator in found] == ["a" * 40, "b" * 40]
+    first = collect(found[0], requests())  # loaded now, when the hub's main branch has moved on
+    assert first[0].query == first_line(greedy(repository / "snapshots" / ("a" * 40), PROMPTS[0], 4)[0])
+    assert type(found[0]._model).__name__.startswith("GPT2")
+
+
 def test_a_bad_device(tmp_path: pathlib.Path) -> None:
     tiny_model.write_model(tmp_path)
     generator = LocalGenerator(LocalSettings(str(tmp_path), device="gpu7"))

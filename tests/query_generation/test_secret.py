@@ -10,7 +10,7 @@ import pytest
 
 from inranker_jax.errors import InputError
 from inranker_jax.query_generation.http import Address
-from inranker_jax.query_generation.secret import Secret, read_key
+from inranker_jax.query_generation.secret import Secret, check_url, read_key
 
 KEY = "sk-proj-Abc123Def456Ghi789"
 
@@ -88,9 +88,31 @@ def test_a_key_that_no_header_holds_is_not_repeated(monkeypatch: pytest.MonkeyPa
     assert KEY not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_key_in_the_url_is_not_repeated() -> None:
-    with pytest.raises(InputError, match="--api_key_env") as caught:
-        Address.parse(f"https://user:{KEY}@host/v1")
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://user:{KEY}@host/v1",
+        f"https://{KEY}@host/v1",
+        f"https://user:{KEY}@host:port/v1",
+        f"https://host/v1?key={KEY}",
+        f"https://host/v1?{KEY}",
+        f"https://host/v1?api-version=1&key={KEY}",
+        f"https://host/v1?api-version=1;key={KEY}",
+        f"https://host/v1#{KEY}",
+        f"host/v1?key={KEY}",
+        f"user:{KEY}@host/v1",
+        f"https://[host?key={KEY}",
+    ],
+)
+def test_a_url_that_could_hold_a_key_is_refused_without_it(url: str) -> None:
+    with pytest.raises(InputError, match="--generator=openai:URL") as caught:
+        check_url(url)
     assert KEY not in "".join(traceback.format_exception(caught.value))
-    address = Address.parse(f"https://host/v1?key={KEY}")
-    assert KEY not in repr(address) + address.shown
+    with pytest.raises(InputError):
+        Address.parse(url)
+
+
+def test_the_version_of_an_interface_may_stand_in_a_url() -> None:
+    url = "https://me.openai.azure.com/openai/deployments/m?api-version=2024-10-21-preview"
+    assert check_url(url).hostname == "me.openai.azure.com"
+    assert Address.parse(url).query == "?api-version=2024-10-21-preview"
