@@ -14,14 +14,14 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
+from inranker_jax.data import division, sources
 from inranker_jax.data import rates as mixture_rates
-from inranker_jax.data import sources
 from inranker_jax.data.batches import DEFAULT_LENGTHS, BatchStream
 from inranker_jax.data.sorting import sort_key, sort_records
 from inranker_jax.data.store import (
@@ -316,8 +316,8 @@ def open_stores(
       The stores, by task name, and their rates (None for a single task).
 
     Raises:
-      InputError: no such task, mixture or split, bad data, a mixture whose tasks divide their queries
-        differently, or rates that do not fit or cannot be computed.
+      InputError: no such task, mixture or split, bad data, a mixture that would train on what it validates on
+        (see `division`), or rates that do not fit or cannot be computed.
     """
     provider = find_provider(name)
     if split not in provider.splits:
@@ -328,67 +328,81 @@ def open_stores(
     if seqio_cache_dirs:
         missing = [folder for folder in seqio_cache_dirs if folder not in seqio.get_global_cache_dirs()]
         seqio.add_global_cache_dirs(missing)
-    tasks = [task for task in seqio.get_subtasks(provider) if split in task.splits]
-    _check_one_division(name, tasks)
-    opened: dict[str, ExampleStore] = {}
-    empty: EmptySplitError | None = None
-    for task in tasks:
-        if use_cached and not task.cache_dir:
-            raise InputError(
-                f"use_cached is set, but task {task.name} is not cached in {seqio.get_global_cache_dirs()}. "
-                f"Run `python -m seqio.scripts.cache_tasks_main --tasks={task.name} --output_cache_dir=DIR "
-                "--module_import=MODULE`, and give DIR in seqio_cache_dirs."
-            )
-        try:
-            opened[task.name] = ExampleStore.open(
-                f"{task.name}:{split}",
-                read_examples(task, split, use_cached, memory_limit=memory_limit, cache_dir=cache_dir),
-                identity=source_identity(task, split, use_cached),
-                cache_dir=cache_dir,
-                memory_limit=memory_limit,
-            )
-        except EmptySplitError as error:
-            empty = error
-    if empty is not None and (split == "train" or not opened):
-        raise empty
+    tasks = seqio.get_subtasks(provider)
+    division.check_fractions(name, tasks)
+    open_one = functools.partial(
+        _open_store, use_cached=use_cached, cache_dir=cache_dir, memory_limit=memory_limit
+    )
+    opened = _open_split(tasks, split, open_one)
     stores = list(opened.values())
     if isinstance(provider, seqio.Task):
         if isinstance(rates, Mapping):
             raise InputError(f"rates: {name} is a single task; rates are for the tasks of a mixture.")
         return stores, None
-    sizes = {task_name: len(store) for task_name, store in opened.items()}
-    if rates is not None:
-        return stores, mixture_rates.resolve(
-            rates, list(sizes.items()), [task.name for task in provider.tasks]
+    if split != "train":
+        division.check_no_shared_query(name, split, opened, tasks, lambda task: open_one(task, "train"))
+    return stores, _mixture_rates(provider, rates, {name: len(store) for name, store in opened.items()})
+
+
+def _open_split(
+    tasks: Sequence[seqio.Task], split: str, open_one: Callable[[seqio.Task, str], ExampleStore]
+) -> dict[str, ExampleStore]:
+    """The stores of the tasks that have examples in a split, by task name."""
+    opened: dict[str, ExampleStore] = {}
+    empty: tuple[seqio.Task, EmptySplitError] | None = None
+    for task in tasks:
+        if split not in task.splits:
+            continue
+        try:
+            opened[task.name] = open_one(task, split)
+        except EmptySplitError as error:
+            empty = task, error
+    if empty is not None and (split == "train" or not opened):
+        raise division.why_empty(empty[0], split, empty[1])
+    return opened
+
+
+def _open_store(
+    task: seqio.Task,
+    split: str,
+    use_cached: bool,
+    cache_dir: str | os.PathLike[str] | None,
+    memory_limit: int,
+) -> ExampleStore:
+    """See `open_stores`."""
+    if use_cached and not task.cache_dir:
+        raise InputError(
+            f"use_cached is set, but task {task.name} is not cached in {seqio.get_global_cache_dirs()}. "
+            f"Run `python -m seqio.scripts.cache_tasks_main --tasks={task.name} --output_cache_dir=DIR "
+            "--module_import=MODULE`, and give DIR in seqio_cache_dirs."
         )
+    return ExampleStore.open(
+        f"{task.name}:{split}",
+        read_examples(task, split, use_cached, memory_limit=memory_limit, cache_dir=cache_dir),
+        identity=source_identity(task, split, use_cached),
+        cache_dir=cache_dir,
+        memory_limit=memory_limit,
+    )
+
+
+def _mixture_rates(
+    mixture: seqio.Mixture, rates: mixture_rates.Rates | None, sizes: Mapping[str, int]
+) -> list[float]:
+    """The rates of the tasks in `sizes` (number of examples by task): the caller's, or the mixture's own."""
+    if rates is not None:
+        return mixture_rates.resolve(rates, list(sizes.items()), [task.name for task in mixture.tasks])
     try:
         with mixture_rates.known_sizes(sizes):
-            return stores, [float(provider.get_rate(task)) for task in tasks if task.name in opened]
+            return [
+                float(mixture.get_rate(task)) for task in seqio.get_subtasks(mixture) if task.name in sizes
+            ]
     except (TypeError, ValueError, AssertionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"the rates of mixture {name} cannot be computed ({error}). Rates that are functions of a task's "
-            "size need sources with num_input_examples or SeqIO's offline cache; numbers always work."
+            f"the rates of mixture {mixture.name} cannot be computed ({error}). Rates that are functions of a "
+            "task's size need sources with num_input_examples or SeqIO's offline cache; numbers always work."
         ) from error
-
-
-def _check_one_division(name: str, tasks: Sequence[seqio.Task]) -> None:
-    """Raises InputError when a query could be in "train" of one task and in "validation" of another.
-
-    The side of a query depends on its text and the fraction, so equal fractions never disagree.
-    """
-    fractions = {
-        task.source.validation_fraction: task.name
-        for task in tasks
-        if isinstance(task.source, sources.LabelledPairs) and task.source.validation_fraction
-    }
-    if len(fractions) > 1:
-        listed = ", ".join(f"{fraction} in {task}" for fraction, task in sorted(fractions.items()))
-        raise InputError(
-            f"the tasks of mixture {name} have different validation fractions ({listed}): a query could be "
-            "trained on in one and validated on in another. Register them with the same validation_fraction."
-        )
 
 
 def open_stream(

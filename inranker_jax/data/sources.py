@@ -218,6 +218,13 @@ class LabelledPairs(seqio.DataSource):
             self._sizes[key] = count
         return self._sizes[key]
 
+    def query_shares(self) -> set[float]:
+        """The shares (`shares.query_share`) of the queries of a single reader. Reads the data."""
+        reader = self._reader("train")
+        if isinstance(reader, RangeReader):
+            return {query_share(query) for query, _ in reader.query_sizes()}
+        return {query_share(pair.query) for pair in reader()}
+
     def _is_in(self, split: str, query: str) -> bool:
         if not self._validation_fraction:
             return True

@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,12 +29,12 @@ registry = pytest.importorskip("inranker_jax.data.registry")
 NAMES = (f"registry_test_{number}" for number in itertools.count())
 
 
-def pairs(queries: int = 40, documents: int = 5) -> Iterator[LabelledPair]:
+def pairs(queries: int = 40, documents: int = 5, word: str = "query") -> Iterator[LabelledPair]:
     for query in range(queries):
         for place in range(documents):
             margin = 2.0 + query / 10 if place == 0 else -1.0 - place
             yield LabelledPair(
-                f"q{query}", f"d{query}.{place}", f"query {query}", f"document {place}", (-margin, margin)
+                f"q{query}", f"d{query}.{place}", f"{word} {query}", f"document {place}", (-margin, margin)
             )
 
 
@@ -205,7 +206,8 @@ def test_a_mixture_and_its_rates(
 ) -> None:
     first, second, mixture, outer = (next(NAMES) for _ in range(4))
     data.add_labelled_task(first, lambda: pairs(8), list_size=5)
-    data.add_labelled_task(second, {"train": lambda: pairs(50), "validation": lambda: pairs(3)}, list_size=2)
+    held_out = functools.partial(pairs, 3, word="question")
+    data.add_labelled_task(second, {"train": lambda: pairs(50), "validation": held_out}, list_size=2)
     seqio.MixtureRegistry.add(mixture, [(first, 3), (second, 1)])
     stores, rates = data.open_stores(mixture, cache_dir=tmp_path)
     assert [store.name for store in stores] == [f"{first}:train", f"{second}:train"]
@@ -277,16 +279,62 @@ def test_a_mixture_skips_empty_splits_and_refuses_two_divisions(tmp_path: pathli
     assert given == [len(stores[0])]
     by_name = {one: 1, many: 2}
     assert data.open_stores(mixture, "validation", cache_dir=tmp_path, rates=by_name)[1] == [2]
-    with pytest.raises(InputError, match=r"validation holds no examples.*validation_split = None"):
+    with pytest.raises(
+        InputError, match=r"has one query, which is on the other side.*validation_split = None"
+    ):
         data.open_stores(one, "validation", cache_dir=tmp_path)
     nothing = next(NAMES)
     data.add_labelled_task(nothing, lambda: pairs(0), list_size=5, validation_fraction=0.2)
     seqio.MixtureRegistry.add(f"{nothing}_mixture", [nothing, many], default_rate=1)
-    with pytest.raises(InputError, match=f"{nothing}:train holds no examples"):
+    with pytest.raises(InputError, match=f"{nothing}:train holds no examples. Expected at least one"):
         data.open_stores(f"{nothing}_mixture", cache_dir=tmp_path)
     seqio.MixtureRegistry.add(mixed, [many, other], default_rate=1)
     with pytest.raises(InputError, match=f"different validation fractions .0.2 in {many}, 0.3 in {other}"):
         data.open_stores(mixed, cache_dir=tmp_path)
+
+
+def test_a_mixture_refuses_to_validate_on_what_another_task_trains_on(tmp_path: pathlib.Path) -> None:
+    def validate(*members: str) -> set[str]:
+        mixture = next(NAMES)
+        seqio.MixtureRegistry.add(mixture, list(members), default_rate=1)
+        data.open_stores(mixture, "train", cache_dir=tmp_path)
+        stores, _ = data.open_stores(mixture, "validation", cache_dir=tmp_path)
+        return {store[number].query for store in stores for number in range(len(store))}
+
+    divided, alike, same, other, own = (next(NAMES) for _ in range(5))
+    data.add_labelled_task(divided, pairs, validation_fraction=0.2)
+    data.add_labelled_task(alike, lambda: pairs(30), list_size=5, validation_fraction=0.2)
+    # Queries are the same whatever their case and spacing.
+    data.add_labelled_task(same, lambda: pairs(word=" Query"))
+    data.add_labelled_task(other, lambda: pairs(word="question"))
+    held_out = functools.partial(pairs, 2, word="question")
+    data.add_labelled_task(own, {"train": lambda: pairs(3, word="third"), "validation": held_out})
+    validated = validate(divided, alike, own)
+    assert validated == validate(divided, other) | {"question 0", "question 1"}
+    for members, words in (
+        (
+            (divided, same),
+            f"' Query [0-9]+' is in split 'validation' of {divided} and in split 'train' of {same}",
+        ),
+        ((own, other), f"'question 0' is in split 'validation' of {own} and in split 'train' of {other}"),
+    ):
+        with pytest.raises(InputError, match=words + r".*validation_split = None"):
+            validate(*members)
+
+
+def test_an_empty_split_says_which_fraction_fills_it(tmp_path: pathlib.Path) -> None:
+    shares = sorted(query_share(f"query {number}") for number in range(6))
+    for split, fraction in (("validation", shares[0] / 2), ("train", (1 + shares[-1]) / 2)):
+        name, repaired = next(NAMES), next(NAMES)
+        data.add_labelled_task(name, lambda: pairs(6), validation_fraction=fraction)
+        with pytest.raises(
+            InputError, match=rf"^{name}:{split} holds no examples: .*all of its 6 queries"
+        ) as caught:
+            data.open_stores(name, split, cache_dir=tmp_path)
+        (advice,) = re.findall(r"Register the task with validation_fraction=(\S+)", str(caught.value))
+        data.add_labelled_task(repaired, lambda: pairs(6), validation_fraction=float(advice))
+        (store,), _ = data.open_stores(repaired, split, cache_dir=tmp_path)
+        assert len({store[number].query for number in range(len(store))}) == 1
 
 
 def test_names_that_do_not_exist(contract: ScoringContract, tokenizer: Tokenizer) -> None:
@@ -399,7 +447,7 @@ def test_data_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_importing_the_room_is_cheap() -> None:
     script = (
-        "import sys, inranker_jax.data, inranker_jax.data.batches, inranker_jax.data.shares, inranker_jax.corpora.inranker\n"
+        "import sys, inranker_jax.data.batches, inranker_jax.data.shares, inranker_jax.corpora.inranker\n"
         "assert not {'tensorflow', 'seqio', 'gin'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
