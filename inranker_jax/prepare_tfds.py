@@ -57,7 +57,7 @@ def prepare(chosen: argparse.Namespace, check: Callable[[], None]) -> os.PathLik
     with quiet.native_stderr_held_back():
         from inranker_jax.data import label_folders, sources, tfds_collections
     if chosen.from_tfds:
-        return tfds_collections.write_beir_folder(chosen.from_tfds, chosen.output_dir, chosen.data_dir)
+        return tfds_collections.write_beir_folder(chosen.from_tfds, chosen.output_dir, chosen.data_dir, check)
     options = {"num_shards": chosen.num_shards, "overwrite": chosen.overwrite, "check": check}
     if chosen.beir:
         return tfds_collections.prepare_beir(chosen.name, chosen.data_dir, chosen.beir, **options)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         def check() -> None:
             if interruption.requested:
-                raise flags.Stopped  # TFDS writes aside, and removes that
+                raise flags.Stopped  # what is unfinished was written aside, and is removed
 
         # TFDS talks on standard output, which is for the result.
         with contextlib.redirect_stdout(sys.stderr):

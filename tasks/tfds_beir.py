@@ -3,8 +3,9 @@
 TensorFlow Datasets has one family of this kind, `beir` (MS MARCO is in it as `beir/msmarco`), and none with
 teacher logits. Its pairs are those of BEIR's qrels, so nearly all are positives, and where several queries
 share a passage its preparation keeps one of them. These tasks (`tfds_beir_{config}`, for the sets with a `train`
-split) are therefore for mixtures which have their negatives from elsewhere. To retrieve, label and train on
-such a collection, write it as a BEIR folder first:
+split) are therefore for mixtures which have their negatives from elsewhere. (A mixture does not validate on a query
+that one of its tasks trains on: it is refused, see `data/division.py`.) To retrieve, label and train on such a
+collection, write it as a BEIR folder first:
 
     python -m inranker_jax.prepare_tfds --from_tfds=beir/scifact:1.0.0 --output_dir=scifact
 

@@ -97,3 +97,22 @@ def test_a_signal_leaves_nothing_half_written(
     monkeypatch.setattr(sources.LabelledPairs, "numbered_examples", interrupted)
     assert run(f"--labels={labels}", f"--data_dir={tmp_path}", "--name=toy") == 143
     assert not (tmp_path / "toy" / "1.0.0").exists()
+
+
+def test_a_signal_stops_the_writing_of_a_beir_folder(
+    labels: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = labels.with_name("labels_source")
+    assert run(f"--beir={source}", f"--data_dir={tmp_path}", "--name=toy_stop") == 0
+    original = tfds.as_numpy
+
+    def interrupted(dataset: object) -> object:
+        for number, row in enumerate(original(dataset)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield row
+
+    monkeypatch.setattr(tfds, "as_numpy", interrupted)
+    target = tmp_path / "back"
+    assert run("--from_tfds=toy_stop", f"--data_dir={tmp_path}", f"--output_dir={target}") == 143
+    assert list(target.iterdir()) == []

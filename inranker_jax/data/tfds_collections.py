@@ -127,7 +127,8 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
 
         Args:
           num_shards: files per split; by default TFDS decides by size.
-          overwrite: write it anew where there is one. (TFDS itself would keep the old one without a word.)
+          overwrite: write it anew where there is one, which stays until then. (TFDS itself would keep the old
+            one without a word, or delete it first.)
 
         Returns:
           Its folder.
@@ -141,10 +142,33 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
                     self.data_dir, None, "this dataset is there already", "a new name",
                     "Choose another name, or pass --overwrite (overwrite=True) to write it anew",
                 )  # fmt: skip
-            self.data_path.rmtree()
+            self._replace(num_shards)
+        else:
+            self._write(num_shards)
+        return epath.Path(self.data_dir)
+
+    def _write(self, num_shards: int | None) -> None:
         config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=num_shards)
         self.download_and_prepare(download_config=config)
-        return epath.Path(self.data_dir)
+
+    def _replace(self, num_shards: int | None) -> None:
+        """Writes the dataset aside; the old one makes room when the new one is whole."""
+        place = epath.Path(self.data_dir)
+        aside = place.parent.parent / f".{self.name}.{os.getpid()}.incomplete"
+        new = CollectionBuilder(
+            self.name, aside, self._feature_spec, self._rows, self._description, self._check
+        )
+        try:
+            new._write(num_shards)
+            place.rename(aside / "old")
+            try:
+                epath.Path(new.data_dir).rename(place)
+            except BaseException:
+                (aside / "old").rename(place)
+                raise
+        finally:
+            if aside.exists():
+                aside.rmtree()
 
 
 def prepare_labels(
@@ -256,7 +280,9 @@ def _passage(identifier: str, text: str, title: str) -> dict[str, Any]:
     return {"passage_id": identifier, "passage": text, "passage_metadata": metadata}
 
 
-def write_beir_folder(tfds_name: str, output: PathType, data_dir: PathType | None = None) -> pathlib.Path:
+def write_beir_folder(
+    tfds_name: str, output: PathType, data_dir: PathType | None = None, check: Check = lambda: None
+) -> pathlib.Path:
     """Writes a TFDS dataset of the `beir` form as a BEIR folder, which every stage of this project reads.
 
     TFDS prepares the dataset first where it is not in `data_dir`; its own `beir/*` are downloaded then.
@@ -265,6 +291,7 @@ def write_beir_folder(tfds_name: str, output: PathType, data_dir: PathType | Non
       tfds_name: `beir/scifact:1.0.0`, or the name of one that `prepare_beir` wrote.
       output: the folder to write.
       data_dir: folder of TFDS datasets; default: TFDS's own.
+      check: called before each row (not while TFDS downloads); may raise to stop. Files that are whole stay.
 
     Returns:
       The folder.
@@ -282,6 +309,7 @@ def write_beir_folder(tfds_name: str, output: PathType, data_dir: PathType | Non
 
     def rows(split: str) -> Iterator[dict[str, Any]]:
         for row in tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)):
+            check()
             yield {key: value.decode() if isinstance(value, bytes) else value for key, value in row.items()}
 
     def lines(split: str) -> Iterator[dict[str, str]]:
@@ -316,9 +344,10 @@ def open_builder(tfds_name: str, data_dir: PathType | None = None) -> Any:
         if not builder.is_prepared():
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"no TFDS dataset {tfds_name!r} in {data_dir or 'the default folder of TFDS'} "
-            f"({str(error).splitlines()[0]}). Prepare it with `python -m inranker_jax.prepare_tfds`."
+            f"no TFDS dataset {tfds_name!r} in {data_dir or 'the default folder of TFDS'} ({reason}). "
+            "Prepare it with `python -m inranker_jax.prepare_tfds`."
         ) from error
     except ModuleNotFoundError as error:
         # TFDS imports what the preparation of its own datasets needs only then, and does not require it.

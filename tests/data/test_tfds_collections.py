@@ -90,12 +90,50 @@ def test_a_beir_folder_and_back(folder: pathlib.Path, tmp_path: pathlib.Path) ->
 
 
 def test_what_is_there_is_not_taken_for_what_is_asked(task: Any, tmp_path: pathlib.Path) -> None:
+    def size(name: str) -> int:
+        return int(tfds.builder_from_directory(str(tmp_path / name / "1.0.0")).info.splits.total_num_examples)
+
     collections.prepare_labels("again", tmp_path, task.source)
     with pytest.raises(InputError, match=r"again/1\.0\.0: this dataset is there already.*--overwrite"):
         collections.prepare_labels("again", tmp_path, task.source)
     few = data.LabelledPairs(lambda: itertools.islice(task.source._read_pairs(), 2))
     collections.prepare_labels("again", tmp_path, few, overwrite=True)
-    assert tfds.builder_from_directory(str(tmp_path / "again" / "1.0.0")).info.splits.total_num_examples == 2
+    assert size("again") == 2
+    assert not list(tmp_path.glob(".again*"))
+
+    def broken() -> Iterator[Any]:
+        yield from itertools.islice(task.source._read_pairs(), 3)
+        assert size("again") == 2, "the old dataset stays until the new one is whole"
+        raise InputError("bad line")
+
+    with pytest.raises(InputError, match="bad line"):
+        collections.prepare_labels("again", tmp_path, data.LabelledPairs(broken), overwrite=True)
+    assert size("again") == 2
+    assert not list(tmp_path.glob(".again*"))
+
+
+def test_an_error_of_tfds_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(collections.tfds, "builder", fail)
+    with pytest.raises(InputError, match=r"no TFDS dataset 'some' .*\(ValueError\)"):
+        collections.open_builder("some")
+
+
+def test_a_mixture_of_tfds_and_a_label_folder_shares_no_query(
+    folder: pathlib.Path, task: Any, tmp_path: pathlib.Path
+) -> None:
+    """TFDS's splits are not made by the text of the queries: its training queries may be held out elsewhere."""
+    collections.prepare_beir("judged", tmp_path, folder.with_name("labels_source"))
+    (held_out,), _ = data.open_stores(task.name, "validation", cache_dir=tmp_path / "cache")
+    judged, mixture = next(NAMES), next(NAMES)
+    collections.add_judged_task(judged, "judged", tmp_path, splits={"train": "test"})
+    seqio.MixtureRegistry.add(mixture, [task.name, judged], default_rate=1)
+    with pytest.raises(
+        InputError, match=f"{held_out[0].query!r} is in .* of {task.name} .*'train' of {judged}"
+    ):
+        data.open_stores(mixture, "validation", cache_dir=tmp_path / "cache")
 
 
 def test_errors(task: Any, tmp_path: pathlib.Path) -> None:
