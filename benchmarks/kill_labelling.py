@@ -1,10 +1,16 @@
 """Does labelling survive SIGKILL at any moment? The store after many kills, beside that of one quiet run.
 
-    python benchmarks/kill_labelling.py --kills=20 --processes=1,2
+    python benchmarks/kill_labelling.py --kills=20 --forms=1,2,2-together,2-ensemble
 
 Labels a small generated mixture with a tiny T5 of random weights, `python -m inranker_jax.label` as a user runs it.
-Once undisturbed; then, for each number of processes, killing a process at a random moment and starting it again,
-until there were `--kills` kills (a round that gets finished is compared, and another begins in an empty folder).
+Once undisturbed; then, for each form, killing at a random moment and starting again, until there were `--kills`
+processes killed (a round that gets finished is compared, and another begins in an empty folder). A form is a number
+of processes, of which one is killed at a time, and further
+
+    -together   all of them are killed, and all are dead before one is started again
+    -ensemble   two teachers and their ensemble, in a store that another label folder shares: it holds the labels of
+                a third of the queries before the job begins
+
 Every round's lists, parts, keys and logits must equal those of the undisturbed run to the bit, and hold every pair
 of the lists once. The exit status is 1 when they do not.
 """
@@ -16,6 +22,7 @@ import collections
 import dataclasses
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +34,8 @@ from inranker_jax.checkpoints import huggingface
 from inranker_jax.corpora import label_store, shipped
 from inranker_jax.corpora.label_folder import LISTS, LabelFolder, Lists, read_labels
 from inranker_jax.errors import InputError
+from inranker_jax.labeling.job import LabelJob, Settings
+from inranker_jax.labeling.teachers import open_teacher
 from inranker_jax.models import T5Config, init_params
 from inranker_jax.prompts import Tokenizer, preset
 
@@ -48,9 +57,39 @@ WORDS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a job is run and killed.
+
+    Attributes:
+      processes: how many share the work.
+      together: whether all are killed at once.
+      ensemble: whether there are two teachers, their ensemble, and a store that another folder shares.
+    """
+
+    processes: int
+    together: bool
+    ensemble: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Form:
+        """Such as `2-together-ensemble`."""
+        count, *words = text.split("-")
+        if not count.isdecimal() or int(count) < 1 or not set(words) <= {"together", "ensemble"}:
+            raise argparse.ArgumentTypeError(
+                f"form {text!r}: expected a number of processes, then -together, -ensemble, both or neither"
+            )
+        return cls(int(count), "together" in words, "ensemble" in words)
+
+    def __str__(self) -> str:
+        words = [f"{self.processes} process{'es' * (self.processes > 1)}"]
+        words += ["killed together"] * self.together + ["ensemble in a shared store"] * self.ensemble
+        return ", ".join(words)
+
+
 @dataclasses.dataclass
 class Outcome:
-    """What one number of processes came to.
+    """What one form came to.
 
     Attributes:
       kills: processes killed.
@@ -81,6 +120,8 @@ def write_input(folder: pathlib.Path, queries: int, seed: int) -> None:
                 f"{name} Q0 {doc} {rank} {100 - rank} random\n" for rank, doc in enumerate(ranked, 1)
             )
             qrels.write(f"{name} 0 {ranked[rng.randrange(100)]} 1\n")
+    lines = (folder / "run.trec").read_text().splitlines(keepends=True)
+    (folder / "third.trec").write_text("".join(lines[: queries // 3 * 100]))
     tokenizer = Tokenizer.from_pretrained(shipped.find_shipped("python_docs/vocabulary"))
     config = T5Config(
         vocab_size=tokenizer.vocab_size,
@@ -95,102 +136,201 @@ def write_input(folder: pathlib.Path, queries: int, seed: int) -> None:
     huggingface.save(str(folder / "teacher"), config, init_params(config, seed), tokenizer, contract)
 
 
-def start(
-    source: pathlib.Path, output: pathlib.Path, index: int, count: int, chunk: int
-) -> subprocess.Popen[bytes]:
-    """Starts one labelling process."""
-    command = [
-        sys.executable, "-m", "inranker_jax.label", f"--queries={source}/queries.tsv", f"--corpus={source}/corpus.tsv",
-        f"--candidates={source}/run.trec", f"--qrels={source}/qrels.txt", f"--teacher=t5:{source}/teacher",
-        f"--output_dir={output}", f"--chunk_size={chunk}", f"--process_index={index}", f"--process_count={count}",
-    ]  # fmt: skip
-    with open(output.with_name(f"{output.name}-{index}.log"), "ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Where the input and the label folders are, and how fine the work is cut."""
 
+    source: pathlib.Path
+    work: pathlib.Path
+    chunk: int
 
-def moment(output: pathlib.Path, process: int) -> str:
-    """When a process (its id) was killed, in words, from what is on disk."""
-    if not (output / LISTS).exists():
-        return "before the lists"
-    parts = len(list(output.glob("store/teachers/*/part-*.parquet")))
-    if list(output.glob(f"store/teachers/*/.part-*-{process}.tmp")):
-        return "while writing a part"
-    if not parts:
-        return "before the first part"
-    return "with some parts there" if LabelFolder(output).info["pending"] else "with all parts there"
+    def start(self, name: str, form: Form, index: int) -> subprocess.Popen[bytes]:
+        """Starts process `index` of the job that fills the label folder `name`."""
+        source, output = self.source, self.work / name
+        command = [
+            sys.executable, "-m", "inranker_jax.label", f"--queries={source}/queries.tsv",
+            f"--corpus={source}/corpus.tsv", f"--candidates={source}/run.trec", f"--qrels={source}/qrels.txt",
+            f"--teacher=t5:{source}/teacher", f"--output_dir={output}", f"--chunk_size={self.chunk}",
+            f"--process_index={index}", f"--process_count={form.processes}",
+        ]  # fmt: skip
+        if form.ensemble:
+            command += [f"--teacher=random=run:{source}/run.trec", "--ensemble=0.7,0.3"]
+            command += [f"--store={self.store(name, form)}"]
+        with open(output.with_name(f"{name}-{index}.log"), "ab") as log:
+            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
+    def store(self, name: str, form: Form) -> pathlib.Path:
+        """The store of a label folder."""
+        return self.work / f"{name}-store" if form.ensemble else self.work / name / "store"
 
-def disturb(
-    source: pathlib.Path,
-    work: pathlib.Path,
-    processes: int,
-    kills: int,
-    longest: float,
-    chunk: int,
-    rng: random.Random,
-) -> Outcome:
-    """Labels with kills, and compares each completed round with `work/quiet`."""
-    outcome = Outcome()
-    while outcome.kills < kills:
-        output = work / f"killed-{processes}-{outcome.rounds}"
-        running = {index: start(source, output, index, processes, chunk) for index in range(processes)}
-        deadline = time.monotonic() + rng.uniform(0.1, longest)
-        while running:
-            time.sleep(0.01)
-            for index, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[index]
-                    if process.returncode != 0:
-                        outcome.differences.append(
-                            f"{output.name}: process {index} ended with {process.returncode}"
-                        )
-            if running and time.monotonic() >= deadline:
-                if outcome.kills < kills:
-                    index = rng.choice(sorted(running))
-                    killed = running[index].pid
-                    running[index].kill()
-                    running[index].wait()
-                    outcome.kills += 1
-                    outcome.moments[moment(output, killed)] += 1
-                    running[index] = start(source, output, index, processes, chunk)
-                deadline = time.monotonic() + rng.uniform(0.1, longest)
-        outcome.rounds += 1
-        outcome.differences += compare(work / "quiet", output)
-    return outcome
+    def share_store(self, name: str) -> None:
+        """Gives a label folder a store that has labels of another folder."""
+        shutil.copytree(self.work / "third-store", self.work / f"{name}-store")
+
+    def label_third(self) -> None:
+        """Labels a third of the queries, for a store that is shared; in this process, which is quicker."""
+        settings = Settings(
+            output_dir=str(self.work / "third"),
+            queries=f"{self.source}/queries.tsv",
+            corpus=f"{self.source}/corpus.tsv",
+            candidates=f"{self.source}/third.trec",
+            qrels=f"{self.source}/qrels.txt",
+            store=str(self.work / "third-store"),
+            chunk_size=self.chunk,
+        )
+        job = LabelJob(settings, announce=lambda _: None)
+        job.prepare()
+        job.label(open_teacher(f"t5:{self.source}/teacher"))
+
+    def run_quietly(self, name: str, form: Form) -> None:
+        """Fills a label folder, undisturbed, with one process.
+
+        Raises:
+          RuntimeError: it failed; what it printed.
+        """
+        alone = dataclasses.replace(form, processes=1)
+        if self.start(name, alone, 0).wait():
+            raise RuntimeError((self.work / f"{name}-0.log").read_text())
+
+    def moment(self, name: str, form: Form, process: int) -> str:
+        """When a process (its id) was killed, in words, from what is on disk."""
+        output, store = self.work / name, self.store(name, form)
+        if not (output / LISTS).exists():
+            return "before the lists"
+        if list(store.glob(f"teachers/*/.part-*-{process}.tmp")):
+            return "while writing a part"
+        before = len(list(self.work.glob("third-store/teachers/*/part-*.parquet"))) if form.ensemble else 0
+        if len(list(store.glob("teachers/*/part-*.parquet"))) == before:
+            return "before the first part"
+        return "with some parts there" if LabelFolder(output).info["pending"] else "with all parts there"
+
+    def disturb(self, form: Form, kills: int, longest: float, quiet: str, rng: random.Random) -> Outcome:
+        """Labels with kills, and compares each completed round with the folder `quiet`."""
+        outcome = Outcome()
+        while outcome.kills < kills:
+            name = f"killed-{form}-{outcome.rounds}".replace(" ", "-").replace(",", "")
+            if form.ensemble:
+                self.share_store(name)
+            running = {index: self.start(name, form, index) for index in range(form.processes)}
+            deadline = time.monotonic() + rng.uniform(0.1, longest)
+            while running:
+                time.sleep(0.01)
+                for index, process in list(running.items()):
+                    if process.poll() is not None:
+                        del running[index]
+                        if process.returncode != 0:
+                            outcome.differences.append(
+                                f"{name}: process {index} ended with {process.returncode}"
+                            )
+                if running and time.monotonic() >= deadline:
+                    if outcome.kills < kills:
+                        self._kill(name, form, running, outcome, rng)
+                    deadline = time.monotonic() + rng.uniform(0.1, longest)
+            outcome.rounds += 1
+            outcome.differences += compare(self.work / quiet, self.work / name)
+        return outcome
+
+    def _kill(
+        self,
+        name: str,
+        form: Form,
+        running: dict[int, subprocess.Popen[bytes]],
+        outcome: Outcome,
+        rng: random.Random,
+    ) -> None:
+        """Kills one process or all, and starts them again in `running`."""
+        chosen = sorted(running) if form.together else [rng.choice(sorted(running))]
+        for index in chosen:
+            running[index].kill()
+        for index in chosen:
+            running[index].wait()
+        outcome.kills += len(chosen)
+        outcome.moments.update(self.moment(name, form, running[index].pid) for index in chosen)
+        for index in chosen:
+            running[index] = self.start(name, form, index)
 
 
 def compare(quiet: pathlib.Path, killed: pathlib.Path) -> list[str]:
-    """Everything in which two label folders differ, to the bit."""
+    """Everything in which two label folders and their stores differ, to the bit."""
     found = []
     one, other = LabelFolder(quiet), LabelFolder(killed)
     if (quiet / LISTS).read_bytes() != (killed / LISTS).read_bytes():
         found.append("the lists differ")
     if one.teachers != other.teachers or not other.info["complete"]:
-        return [*found, f"teachers {other.info['teachers']}, pending {other.info['pending']}"]
-    (key,) = one.teachers.values()
-    names = [one.store.parts(key), other.store.parts(key)]
+        return [f"{killed.name}: teachers {other.info['teachers']}, pending {other.info['pending']}"]
+    wanted = np.unique(label_store.as_strings(Lists(killed).keys()))
+    for teacher, key in one.teachers.items():
+        lines = compare_teacher(one.store, other.store, key, wanted)
+        try:
+            if list(read_labels(quiet, teacher=teacher)) != list(read_labels(killed, teacher=teacher)):
+                lines.append("the labelled pairs differ")
+        except InputError as error:
+            lines.append(str(error))
+        found += [f"{teacher}: {line}" for line in lines]
+    left = {*killed.rglob(".*.tmp"), *other.store.path.rglob(".*.tmp")}
+    found += [f"{path.name} was left behind" for path in sorted(left)]
+    return [f"{killed.name}: {line}" for line in found]
+
+
+def compare_teacher(
+    quiet: label_store.LabelStore, killed: label_store.LabelStore, key: str, wanted: np.ndarray
+) -> list[str]:
+    """In what two stores differ for a teacher, and from holding each of the sorted keys `wanted` once."""
+    found = []
+    names = [quiet.parts(key), killed.parts(key)]
     if names[0] != names[1]:
         found.append(f"parts {sorted(set(names[0]) ^ set(names[1]))} are in one store only")
     keys = [np.zeros((0, label_store.KEY_BYTES), np.uint8)]
     for name in names[1]:
-        ours, theirs = other.store.read_part(key, name), one.store.read_part(key, name)
-        if not all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
-            found.append(f"{name} differs")
-        keys.append(ours[0])
+        own = killed.read_part(key, name)
+        if name in names[0]:
+            expected = quiet.read_part(key, name)
+            if not all(np.array_equal(a, b) for a, b in zip(own, expected, strict=True)):
+                found.append(f"{name} differs")
+        keys.append(own[0])
     stored = label_store.as_strings(np.concatenate(keys))
-    wanted = np.unique(label_store.as_strings(Lists(killed).keys()))
-    if len(stored) != len(np.unique(stored)):
-        found.append(f"{len(stored) - len(np.unique(stored))} pairs are doubled")
-    if not np.array_equal(np.unique(stored), wanted):
-        found.append(f"{len(np.setdiff1d(wanted, stored))} pairs are lost")
-    try:
-        if list(read_labels(quiet)) != list(read_labels(killed)):
-            found.append("the labelled pairs differ")
-    except InputError as error:
-        found.append(str(error))
-    left = [*killed.glob(".*.tmp"), *(killed / "store").rglob(".*.tmp")]
-    found += [f"{path.name} was left behind" for path in left]
-    return [f"{killed.name}: {line}" for line in found]
+    distinct = np.unique(stored)
+    if len(stored) != len(distinct):
+        found.append(f"{len(stored) - len(distinct)} pairs are doubled")
+    if not np.array_equal(distinct, wanted):
+        found.append(f"{len(np.setdiff1d(wanted, distinct))} pairs are lost")
+    return found
+
+
+def run(bench: Bench, forms: list[Form], kills: int, rng: random.Random) -> int:
+    """Runs the forms and prints a line for each. Returns the number of differences."""
+    bad = 0
+    quiet: dict[bool, tuple[str, float]] = {}
+    for form in forms:
+        if form.ensemble not in quiet:
+            name = "quiet-ensemble" if form.ensemble else "quiet"
+            if form.ensemble:
+                bench.label_third()
+                bench.share_store(name)
+            began = time.monotonic()
+            bench.run_quietly(name, form)
+            quiet[form.ensemble] = name, time.monotonic() - began
+            lists = Lists(bench.work / name)
+            parts = len(list(bench.store(name, form).glob("teachers/*/part-*.parquet")))
+            print(
+                f"undisturbed{', ensemble in a shared store' * form.ensemble}: {lists.num_pairs:,} pairs of "
+                f"{lists.num_queries:,} lists, {parts} parts, {quiet[form.ensemble][1]:.1f} s",
+                flush=True,
+            )
+        name, seconds = quiet[form.ensemble]
+        began = time.monotonic()
+        outcome = bench.disturb(form, kills, seconds, name, rng)
+        moments = ", ".join(f"{number} {words}" for words, number in sorted(outcome.moments.items()))
+        verdict = "equal to the bit" if not outcome.differences else "DIFFERENT"
+        print(
+            f"{form}: {outcome.kills} kills ({moments}), {outcome.rounds} completed stores, "
+            f"{time.monotonic() - began:.0f} s: {verdict}",
+            flush=True,
+        )
+        for line in outcome.differences:
+            print(f"  {line}")
+        bad += len(outcome.differences)
+    return bad
 
 
 def main() -> int:
@@ -198,43 +338,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20, help="kills for each number of processes")
-    parser.add_argument("--processes", default="1,2", help="numbers of processes")
+    parser.add_argument("--kills", type=int, default=20, help="processes killed in each form")
+    parser.add_argument("--forms", default="1,2,2-together,2-ensemble", help="see above")
     parser.add_argument("--queries", type=int, default=300, help="lists of ten pairs")
     parser.add_argument("--chunk_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    rng = random.Random(given.seed)
-    bad = 0
+    try:
+        forms = [Form.parse(text) for text in given.forms.split(",")]
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     with tempfile.TemporaryDirectory() as folder:
-        source, work = pathlib.Path(folder, "input"), pathlib.Path(folder, "work")
-        source.mkdir()
-        work.mkdir()
-        write_input(source, given.queries, given.seed)
-        began = time.monotonic()
-        if start(source, work / "quiet", 0, 1, given.chunk_size).wait():
-            print((work / "quiet-0.log").read_text(), file=sys.stderr)
-            return 2
-        quiet = time.monotonic() - began
-        lists = Lists(work / "quiet")
-        parts = len(list(work.glob("quiet/store/teachers/*/part-*.parquet")))
-        print(
-            f"undisturbed: {lists.num_pairs:,} pairs of {lists.num_queries:,} lists, {parts} parts, {quiet:.1f} s",
-            flush=True,
-        )
-        for count in map(int, given.processes.split(",")):
-            began = time.monotonic()
-            outcome = disturb(source, work, count, given.kills, quiet, given.chunk_size, rng)
-            moments = ", ".join(f"{number} {words}" for words, number in sorted(outcome.moments.items()))
-            verdict = "equal to the bit" if not outcome.differences else "DIFFERENT"
-            print(
-                f"{count} process{'es' * (count > 1)}: {outcome.kills} kills ({moments}), {outcome.rounds} completed "
-                f"stores, {time.monotonic() - began:.0f} s: {verdict}",
-                flush=True,
-            )
-            for line in outcome.differences:
-                print(f"  {line}")
-            bad += len(outcome.differences)
+        bench = Bench(pathlib.Path(folder, "input"), pathlib.Path(folder, "work"), given.chunk_size)
+        bench.source.mkdir()
+        bench.work.mkdir()
+        write_input(bench.source, given.queries, given.seed)
+        bad = run(bench, forms, given.kills, random.Random(given.seed))
     return 1 if bad else 0
 
 
