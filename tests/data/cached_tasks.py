@@ -1,4 +1,7 @@
-"""One task of each kind, for offline caching: registered from the folder in CACHED_TASKS_FOLDER."""
+"""One task of each kind, for offline caching: registered from the folder in CACHED_TASKS_FOLDER.
+
+Beside these, tasks that ship (`SHIPPED`), which read the folder in INRANKER_DATA_DIR.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,18 @@ from typing import Any
 
 import seqio
 import tensorflow as tf
-from inranker_jax.tasks import label_folders, msmarco
+from inranker_jax.tasks import beir_synthetic, label_folders, msmarco
 
 from inranker_jax import data
 from inranker_jax.data.tfds_collections import add_judged_task
 
 FOLDER = pathlib.Path(os.environ["CACHED_TASKS_FOLDER"])
-NUMBERED = ("cached_pairs", "cached_lists", "cached_translated", "cached_tsv", "cached_few", "cached_tfds")
+NUMBERED = ("cached_translated", "cached_tsv", "cached_tfds")
+SHIPPED = (*(f"beir_synthetic_scifact{suffix}" for suffix in ("", "_lists")), "msmarco_human_soft")
+assert set(SHIPPED) <= set(seqio.TaskRegistry.names()), (beir_synthetic, msmarco)
 UNNUMBERED = ("cached_lines", "cached_judged")
 
-label_folders.register("cached_pairs", FOLDER / "labels", validation_fraction=0.2)
-label_folders.register("cached_lists", FOLDER / "labels", list_size=4, validation_fraction=0.2)
+# Its split "validation" is empty.
 label_folders.register(
     "cached_translated", FOLDER / "labels", queries=FOLDER / "pt", documents=FOLDER / "pt", list_size=4
 )
@@ -32,8 +36,6 @@ msmarco.register(
     list_size=3,
     validation_fraction=0.2,
 )
-# Its split "validation" is empty.
-label_folders.register("cached_few", FOLDER / "few")
 data.add_tfds_task("cached_tfds", "toy_labels", FOLDER / "tfds")
 add_judged_task("cached_judged", "toy_beir", FOLDER / "tfds", splits={"train": "test"})
 

@@ -37,13 +37,16 @@ def logits(query: int, place: int) -> tuple[float, float]:
 
 
 def write_label_folder(
-    folder: pathlib.Path, queries: int = 30, documents: int = 20, per_query: int = 4
+    folder: pathlib.Path, queries: int = 30, documents: int = 20, per_query: int = 4, first: int = 0
 ) -> pathlib.Path:
-    """A label folder over a BEIR folder beside it; query n has documents n, n + 1, ... (modulo)."""
+    """A label folder over a BEIR folder beside it; query n has documents n, n + 1, ... (modulo).
+
+    Its queries are those from number `first` to `queries`.
+    """
     source = write_beir(folder.with_name(f"{folder.name}_source"), queries, documents)
 
     def pairs() -> Iterator[LabelledPair]:
-        for query in range(queries):
+        for query in range(first, queries):
             for place in range(per_query):
                 document = (query + place) % documents
                 contents = texts("query", query), texts("document", document)
