@@ -14,12 +14,21 @@ import importlib
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import gin
-
 from inranker_jax.errors import InputError, did_you_mean
+
+try:
+    import gin
+except ModuleNotFoundError as missing:
+    print(
+        f"error: this command needs the package {missing.name!r}. Run `pip install '.[train]'` in the checkout, or "
+        "`pip install 'inranker_jax[train]'`; '[eval]' is enough to evaluate.",
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from missing
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 

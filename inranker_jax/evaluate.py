@@ -18,10 +18,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import gin
 import numpy as np
 
 from inranker_jax import configuration
+from inranker_jax.configuration import gin
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.evaluation import pipeline
 from inranker_jax.evaluation.reports import CQADUPSTACK, DatasetSummary, Report, write_json

@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 
 from inranker_jax import configuration, manifest, optimizers, quiet, train_state, trainer
 from inranker_jax.checkpoints import LoadedModel, load_model, native
+from inranker_jax.configuration import gin
 from inranker_jax.corpora.shipped import find_shipped
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption

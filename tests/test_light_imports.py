@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from tests.tiny_vocabulary import write_spiece
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -13,6 +15,8 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch
 
 PROGRAM = """
 import sys
+
+import pytest
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -63,3 +67,28 @@ def test_the_check_sees_imports(tmp_path: pathlib.Path) -> None:
     result = run(str(write_spiece(tmp_path)), "tokenizers")
     assert result.returncode != 0
     assert "tokenizers must not be imported for scoring" in result.stderr
+
+
+def test_a_checkout_finds_its_tasks_without_an_editable_install():
+    program = (
+        "import importlib.util, sys\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'ditable' not in repr(finder)]\n"
+        "print(importlib.util.find_spec('inranker_jax.tasks.python_docs').origin)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert pathlib.Path(found.stdout.strip()) == REPOSITORY / "tasks" / "python_docs.py"
+
+
+@pytest.mark.parametrize("binary", ["train", "evaluate"])
+def test_a_binary_that_needs_gin_says_how_to_get_it(binary):
+    program = (
+        "import runpy, sys\n"
+        "sys.modules['gin'] = None\n"
+        f"runpy.run_module('inranker_jax.{binary}', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this command needs the package 'gin'. Run `pip install '.[train]'`")
+    assert "Traceback" not in done.stderr
