@@ -50,7 +50,8 @@ class EndpointSettings:
       model: None asks the server, which must serve exactly one.
       api: "completions" or "chat".
       concurrency: requests in flight.
-      max_retries: further attempts after the first, for each prompt.
+      max_retries: further attempts after the first, for each prompt; at most one where a server that never
+        answered refuses the connection, is unknown, or fails in TLS.
       timeout: seconds for one attempt.
       max_new_tokens: of an answer.
       tokenizer: counts the tokens of documents (see `templates.tokenizer_cutter`); None estimates.
@@ -244,7 +245,10 @@ class EndpointGenerator:
                 reason = str(error)
                 if error.hopeless:
                     raise InputError(f"{self.shown}: {reason}.") from None
-                if attempt == self._settings.max_retries:
+                # A server that never answered and turns us away is no busy one: mostly its URL is wrong.
+                known = self._answered_once or self._budget.spent.answers
+                last = 1 if error.turned_away and not known else self._settings.max_retries
+                if attempt >= min(last, self._settings.max_retries):
                     self._judge_silence(error, tally.sent)
             else:
                 if reply.status == 200:

@@ -22,6 +22,8 @@ from email.message import Message
 from inranker_jax.query_generation.secret import check_url
 
 MAX_BODY = 16 * 2**20
+# What OpenSSL's releases call an answer in plain HTTP.
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"})
 
 
 class TransportError(Exception):
@@ -30,12 +32,17 @@ class TransportError(Exception):
     Attributes:
       hopeless: another attempt will end the same way.
       reached: there was a connection; without one, the request is not to blame.
+      turned_away: nothing speaks this protocol there, as with a mistyped URL: the connection was refused, the
+        host is unknown, or TLS failed.
     """
 
-    def __init__(self, reason: str, hopeless: bool = False, reached: bool = True) -> None:
+    def __init__(
+        self, reason: str, hopeless: bool = False, reached: bool = True, turned_away: bool = False
+    ) -> None:
         super().__init__(reason)
         self.hopeless = hopeless
         self.reached = reached
+        self.turned_away = turned_away
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,10 @@ class Connection:
         reached = self._connection is not None
         self.close()
         hopeless = isinstance(error, ssl.SSLCertVerificationError)
-        return TransportError(_reason(error, self._timeout), hopeless, reached)
+        turned_away = not reached and isinstance(
+            error, ConnectionRefusedError | socket.gaierror | ssl.SSLError
+        )
+        return TransportError(_reason(error, self._timeout), hopeless, reached, turned_away)
 
     def _exchange(self, method: str, path: str, body: bytes | None, deadline: float) -> Reply:
         connection = self._open()
@@ -246,6 +256,8 @@ def _reason(error: Exception, timeout: float) -> str:
         return "the server closed the connection without an answer"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not trusted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+        return f"the server does not speak TLS ({error.reason}): one without it has a URL with http://"
     if isinstance(error, socket.gaierror):
         return "the host name is not known"
     if isinstance(error, OSError) and error.strerror:

@@ -413,17 +413,31 @@ def test_a_proxy_is_used(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     assert behaviour.headers[0]["Proxy-Authorization"] == "Basic bWU6c2VjcmV0"
 
 
-@pytest.mark.parametrize("answered_before", [0, 7])
-def test_a_server_that_is_not_up(answered_before: int) -> None:
-    """The first prompt is tried as often as any; then the run ends, and not after every document."""
+@pytest.mark.parametrize(("answered_before", "attempts"), [(0, 2), (7, 4)])
+def test_a_server_that_is_not_up(answered_before: int, attempts: int) -> None:
+    """A server that answered before may come back; of any other the URL is wrong. No second document is asked."""
     budget = Budget(spent=Spent(requests=answered_before, answers=answered_before))
     with serve(Behaviour()) as behaviour:
         pass
     with pytest.raises(
-        InputError, match=r"connection refused, after 3 attempts\. Check that the server runs"
+        InputError, match=rf"connection refused, after {attempts} attempts\. Check that the server runs"
     ):
-        collect(behaviour, requests(20), max_retries=2, budget=budget)
+        collect(behaviour, requests(20), max_retries=3, budget=budget)
     assert budget.spent.requests == answered_before, "nothing was sent"
+
+
+def test_a_host_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="the host name is not known, after 2 attempts"):
+        collect(Behaviour(), requests(2), url="http://nowhere.invalid/v1")
+
+
+def test_https_to_a_server_without_it() -> None:
+    with serve(Behaviour()) as behaviour:
+        url = behaviour.url.replace("http://", "https://")
+        with pytest.raises(InputError, match=r"does not speak TLS .* http://, after 2 attempts"):
+            collect(behaviour, requests(2), url=url)
 
 
 def test_surrogates_and_control_characters_do_not_reach_a_file() -> None:
