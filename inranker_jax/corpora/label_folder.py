@@ -278,10 +278,11 @@ class LabelFolder:
             if len(self.teachers) == 1:
                 return next(iter(self.teachers.values()))
             if self.teachers:
-                names = ", ".join(self.teachers)
+                name, names = next(iter(self.teachers)), ", ".join(self.teachers)
                 raise InputError.at(
                     place, None, f"labels of {len(self.teachers)} teachers ({names})", "one to be named",
-                    f"Pass teacher={next(iter(self.teachers))!r}, or another of them",
+                    f"Give --teacher_name={name} to `label`, --teacher={name} to other commands, or "
+                    f"teacher={name!r} in Python, as in label_folders.register(..., teacher={name!r}) for training",
                 )  # fmt: skip
         if not self.teachers or teacher in pending:
             names = ", ".join(pending) or "any teacher"

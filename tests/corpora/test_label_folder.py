@@ -118,7 +118,8 @@ def test_several_teachers(tmp_path: pathlib.Path) -> None:
     texts = {"queries": QUERIES, "documents": DOCUMENTS}
     assert [p.logits[1] for p in read_labels(folder, teacher="t5", **texts)] == [13, 11, 12, 20, 25]
     assert next(read_labels(folder, teacher=keys["colbert"][:6], **texts)).logits[1] == -13
-    with pytest.raises(InputError, match="labels of 2 teachers"):
+    ways = r"--teacher_name=t5 to `label`, .* label_folders\.register\(\.\.\., teacher='t5'\) for training"
+    with pytest.raises(InputError, match=rf"labels of 2 teachers \(t5, colbert\).*{ways}"):
         next(read_labels(folder, **texts))
     with pytest.raises(InputError, match="Did you mean 'colbert'"):
         next(read_labels(folder, teacher="colbort", **texts))
