@@ -13,6 +13,7 @@ summary says so.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import pathlib
@@ -25,23 +26,32 @@ from inranker_jax.data.shares import query_share
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.flags import Parser, commas, positive, run_main
 from inranker_jax.interruption import Interruption
+from inranker_jax.labeling.teachers import parse_spec
 from inranker_jax.progress import announce, clock
 from inranker_jax.query_generation.secret import check_url
 from inranker_jax.records import atomic_text
-from inranker_jax.stages import Outcome, Stage, StageFailed, run_stages
+from inranker_jax.retrieval.words import check_language
+from inranker_jax.stages import Outcome, Stage, StageFailed, recorded_command, run_stages
 
 STAGES = ("queries", "candidates", "labels", "verify", "train", "export", "evaluate_before", "evaluate")
 # How long the thesis warms up: 20,000 of 329,000 steps (section 4.1).
 _WARMUP_SHARE = 20_000 / 329_000
+_WARMUP = "--gin.WARMUP_STEPS="
+RECORD = "adapt.json"
+# Flags of `generate_queries` that decide how answers are fetched, and not which.
+_ANSWERING = (
+    "concurrency", "max_retries", "timeout", "max_failures", "api_key_env", "api_key_header", "batch_size", "device",
+    "budget_requests", "budget_tokens", "budget_usd", "usd_per_million_tokens",
+)  # fmt: skip
 
 TASK_FILE = '''"""SeqIO tasks over labels, as pairs and as lists. Made by `python -m inranker_jax.adapt`."""
 
 from inranker_jax.tasks.label_folders import register
 
-LABELS = {labels!r}
+COMMON = {{"folder": {labels!r}, "teacher": {teacher!r}, "validation_fraction": {held_out!r}}}
 
-register("adapt", LABELS, validation_fraction={held_out!r})
-register("adapt_lists", LABELS, list_size={size!r}, validation_fraction={held_out!r})
+register("adapt", **COMMON)
+register("adapt_lists", **COMMON, list_size={size!r})
 '''
 
 
@@ -75,22 +85,23 @@ class Pipeline:
             3: "Run again to ask for the missing queries; --skip=queries goes on with those that are there."
         }
         verified, exported = self.output / "verification.json", self.output / "export"
-        teacher = flags.teacher.partition("?")[0].rpartition("=")[2].rpartition(":")[2]
+        teacher = parse_spec(flags.teacher).path
         student = [flags.student] if flags.student else []
         stages = []
         if not flags.queries:
             stages.append(
                 self._stage(
                     "queries", "generate_queries", self._generate, self._queries,
-                    about=self._generated, hints=unanswered, usd=self._spent,
+                    about=self._generated, hints=unanswered, usd=self._spent, fixed=True,
+                    free=tuple(f"--{flag}" for flag in _ANSWERING),
                 )
             )  # fmt: skip
         own_queries = [flags.queries] if flags.queries else []
         stages += [
-            self._stage("candidates", "retrieve", self._retrieve, self._run, own_queries),
+            self._stage("candidates", "retrieve", self._retrieve, self._run, own_queries, fixed=True),
             self._stage(
                 "labels", "label", self._label, self.labels / "labels.json", [*own_queries, teacher],
-                about=self._labelled,
+                about=self._labelled, fixed=True, free=("--usd_per_hour", "--chunk_size"),
             ),
             self._stage("verify", "verify_labels", lambda: self._verify(verified), verified, hints=findings),
             self._stage("train", "train", self._train, self.student / "manifest.json", student),
@@ -150,11 +161,21 @@ class Pipeline:
         task = self.output / "task.py"
         with atomic_text(task) as out:
             out.write(
-                TASK_FILE.format(labels=str(self.labels), size=flags.negatives + 1, held_out=held_out or 0.0)
+                TASK_FILE.format(
+                    labels=str(self.labels),
+                    teacher=parse_spec(flags.teacher).name,
+                    size=flags.negatives + 1,
+                    held_out=held_out or 0.0,
+                )
             )
+        # A run goes on with more steps or fewer, not with another warm-up.
+        known = [part for part in recorded_command(self.output / RECORD, "train") if _WARMUP in part]
+        warmup = (
+            known[0].partition("=")[2] if known and self.student.exists() else round(_WARMUP_SHARE * steps)
+        )
         bindings = {
             "TRAIN_STEPS": steps,
-            "WARMUP_STEPS": max(1, round(_WARMUP_SHARE * steps)),
+            "WARMUP_STEPS": max(1, int(warmup)),
             "BATCH_SIZE": flags.batch_size,
             "MIXTURE_OR_TASK_MODULE": json.dumps(str(task)),
         }
@@ -357,6 +378,7 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[st
     if flags.generator.startswith("openai:"):
         # Before the command line of any stage is shown or written down.
         check_url(flags.generator.removeprefix("openai:"))
+    _check_inputs(flags)
     if flags.epochs <= 0:
         raise InputError(f"--epochs={flags.epochs}: expected a positive number.")
     if not 0 < flags.validation_fraction < 1:
@@ -364,6 +386,20 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[st
     if not pathlib.Path(flags.corpus).exists() and "://" not in flags.corpus:
         raise InputError(f"--corpus={flags.corpus}: no such file or folder.")
     return flags, extra
+
+
+def _check_inputs(flags: argparse.Namespace) -> None:
+    """What would otherwise be found out after hours of earlier stages."""
+    spec = parse_spec(flags.teacher)
+    needed = {"cross-encoder": "transformers", "bi-encoder": "sentence_transformers"}.get(spec.kind)
+    if needed and importlib.util.find_spec(needed) is None:
+        raise InputError(
+            f"--teacher={flags.teacher}: needs the package {needed!r}. Run `pip install 'inranker_jax[teachers]'`."
+        )
+    for flag, path in (("teacher", spec.path), ("student", flags.student)):
+        if path and path.startswith(("/", ".", "~")) and not pathlib.Path(path).expanduser().exists():
+            raise InputError(f"--{flag}: no such file or folder {path!r}.")
+    check_language(flags.language)
 
 
 def adapt(flags: argparse.Namespace, extra: dict[str, list[str]], interruption: Interruption) -> int:
@@ -374,9 +410,7 @@ def adapt(flags: argparse.Namespace, extra: dict[str, list[str]], interruption: 
         announce("queries: titles (or first sentences) of the documents; no language model writes any.")
     outcomes: list[Outcome] = []
     try:
-        for outcome in run_stages(
-            Pipeline(flags, extra).stages(), output / "adapt.json", interruption, flags.skip
-        ):
+        for outcome in run_stages(Pipeline(flags, extra).stages(), output / RECORD, interruption, flags.skip):
             outcomes.append(outcome)
     except StageFailed as failure:
         if outcomes:
@@ -384,7 +418,9 @@ def adapt(flags: argparse.Namespace, extra: dict[str, list[str]], interruption: 
         announce(f"error: {failure} What was finished is kept; run the same command to go on.")
         return failure.status
     print(summary(outcomes, flags.usd_per_hour))
-    announce(f"the student is in {output / 'student'}, for transformers in {output / 'export'}")
+    for name, what in (("student", "the student"), ("export", "for transformers")):
+        if (output / name).exists():
+            announce(f"{what}: {output / name}")
     return 0
 
 

@@ -7,11 +7,11 @@ finished with the same inputs, its outputs are there, and no stage before it has
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import datetime
 import hashlib
 import json
+import os
 import pathlib
 import shlex
 import signal
@@ -26,6 +26,17 @@ from inranker_jax.interruption import Interruption
 from inranker_jax.progress import announce, clock
 from inranker_jax.records import atomic_text
 
+# Becomes the command, after asking Linux for SIGTERM when the parent dies, however that comes about. (Nothing of ours
+# may run between fork and exec in this process: it may have threads.)
+_LAUNCHER = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the parent is gone")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 # How long a stage of a command that was killed may take to leave.
 _PATIENCE_SECONDS = 20.0
 
@@ -43,6 +54,9 @@ class Stage:
       about: reads what the outputs hold, in a few words for the summary.
       hints: what to do about an exit status, by status.
       usd: reads what the stage paid to others, in dollars.
+      fixed: whether, once it is finished, another command is an error, which is raised before any stage runs:
+        what it made must not be mixed with what another command makes.
+      free: flags of which the value may differ all the same.
     """
 
     name: str
@@ -52,6 +66,8 @@ class Stage:
     about: Callable[[], str] = lambda: ""
     hints: dict[int, str] = dataclasses.field(default_factory=dict)
     usd: Callable[[], float] = lambda: 0.0
+    fixed: bool = False
+    free: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +109,11 @@ def run_stages(
 
     Raises:
       StageFailed: a stage did not end with status 0, or a signal arrived.
-      InputError: the record cannot be read.
+      InputError: the record cannot be read, a finished stage had another command, or another process is at work.
     """
     with _held(record.with_name(f".{record.name}.lock")) as lock:
         entries = _read(record)
+        _check_fixed(stages, entries, record)
         for position, stage in enumerate(stages):
             title = f"[{position + 1}/{len(stages)}] {stage.name}"
             entry = entries.setdefault(stage.name, {"seconds": 0.0, "sessions": 0})
@@ -122,6 +139,26 @@ def run_stages(
             yield Outcome(stage.name, "ran", entry["seconds"], stage.about(), stage.usd())
 
 
+def _check_fixed(stages: Sequence[Stage], entries: dict[str, Any], record: pathlib.Path) -> None:
+    for stage in stages:
+        entry = entries.get(stage.name, {})
+        if not (stage.fixed and entry.get("finished") and all(path.exists() for path in stage.outputs)):
+            continue
+        old, new = (
+            [part for part in command if part.partition("=")[0] not in stage.free]
+            for command in (entry["command"], list(stage.command()))
+        )
+        lines = [f"- {part}" for part in old if part not in new] + [
+            f"+ {part}" for part in new if part not in old
+        ]
+        if lines:
+            shown = "\n".join(lines)
+            raise InputError(
+                f"{record.parent} holds what stage {stage.name!r} made with other settings (- then, + now):\n{shown}\n"
+                "Run it with those again, or choose another output folder."
+            )
+
+
 def _run(
     stage: Stage,
     command: Sequence[str],
@@ -140,7 +177,7 @@ def _run(
         entry["seconds"] = round(entry["seconds"] + time.perf_counter() - started, 1)
         save()
     if interruption.requested:
-        raise StageFailed(f"interrupted during {stage.name!r}", interruption.exit_status)
+        raise StageFailed(f"interrupted during {stage.name!r}.", interruption.exit_status)
     if status:
         hint = stage.hints.get(status, "Its message is above.")
         raise StageFailed(f"stage {stage.name!r} ended with status {status}. {hint}", status)
@@ -151,9 +188,8 @@ def _wait(command: Sequence[str], interruption: Interruption, lock: int) -> int:
 
     It inherits the lock: should this process be killed, nobody else begins before the command has ended, too.
     """
-    with subprocess.Popen(
-        command, start_new_session=True, pass_fds=(lock,), preexec_fn=_end_with_parent
-    ) as process:
+    launched = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *command]
+    with subprocess.Popen(launched, start_new_session=True, pass_fds=(lock,)) as process:
         passed_on = False
         while True:
             try:
@@ -167,13 +203,6 @@ def _wait(command: Sequence[str], interruption: Interruption, lock: int) -> int:
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
                 raise
-
-
-def _end_with_parent() -> None:
-    """In the child: SIGTERM when the parent dies, however that comes about. Linux has a call for it."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -208,6 +237,11 @@ def _stamp(path: str) -> str | None:
     found = [(str(file.relative_to(place)), file.stat()) for file in files]
     described = [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in found]
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16] if described else None
+
+
+def recorded_command(record: pathlib.Path, stage: str) -> list[str]:
+    """The command with which a stage ran last; empty before it ever ran."""
+    return list(_read(record).get(stage, {}).get("command", []))
 
 
 def _read(record: pathlib.Path) -> dict[str, Any]:

@@ -127,6 +127,14 @@ def test_documents_become_a_student_whatever_is_killed(tmp_path):
     assert again.returncode == 0, again.stderr
     assert set(statuses(again.stdout).values()) == {"done before", "left out"}
 
+    other = subprocess.run([*command, "--negatives=5"], env=environment, capture_output=True, text=True)
+    assert other.returncode == 2
+    assert "- --negatives=3\n+ --negatives=5" in other.stderr
+    longer = subprocess.run([*command, "--train_steps=40"], env=environment, capture_output=True, text=True)
+    assert longer.returncode == 0, longer.stderr
+    assert statuses(longer.stdout)["labels"] == "done before"
+    assert "step 40/40" in longer.stdout
+
 
 def folder_of_labels(tmp_path: pathlib.Path, queries: int) -> pathlib.Path:
     rows = [
@@ -181,6 +189,10 @@ def test_a_secret_in_an_address_is_neither_shown_nor_stored(tmp_path, capfd, add
         ("--validation_fraction=1", "--validation_fraction=1.0"),
         ("--evaluate_on=nowhere", "no such file"),
         ("--skip=training", "Stages: queries"),
+        ("--teacher=/no/such", "--teacher: no such file or folder '/no/such'"),
+        ("--student=./no/such", "--student: no such file or folder './no/such'"),
+        ("--teacher=bi-encodr:x", "bi-encoder"),
+        ("--language=portugese", "portuguese"),
     ],
 )
 def test_bad_flags_are_named(tmp_path, flag, message):
