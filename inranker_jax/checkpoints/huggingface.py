@@ -75,7 +75,7 @@ def load(
 
     source = os.fspath(path_or_hub_id)
     folder = _resolve(source, revision, cache_dir)
-    config = T5Config.from_hf_dict(_read_json(folder / CONFIG))
+    config = _read_config(folder / CONFIG)
     with _open_weights(folder) as tensors:
         config = _decide_tying(config, tensors)
         params = read_params(config, tensors, place)
@@ -85,6 +85,15 @@ def load(
     if (folder / CONTRACT).is_file():
         contract = ScoringContract.from_dict(_read_json(folder / CONTRACT))
     return LoadedModel(config, params, tokenizer, contract, source)
+
+
+def _read_config(path: pathlib.Path) -> T5Config:
+    values = _read_json(path)
+    try:
+        return T5Config.from_hf_dict(values)
+    except InputError as error:
+        problem = str(error).removeprefix(CONFIG).removeprefix(":").lstrip()
+        raise type(error)(f"{path}: {problem}") from None
 
 
 def save(

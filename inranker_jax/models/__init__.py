@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inranker_jax.models.config import Compute, T5Config
+from inranker_jax.models.config import ArchitectureError, Compute, T5Config
 from inranker_jax.models.t5 import (
     Params,
     T5CrossEncoder,
@@ -14,6 +14,7 @@ from inranker_jax.models.t5 import (
 )
 
 __all__ = [
+    "ArchitectureError",
     "Compute",
     "Params",
     "T5Config",

@@ -18,6 +18,10 @@ _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 _MODEL_TYPES = ("t5", "mt5")
 
 
+class ArchitectureError(InputError):
+    """A model of another architecture than T5, where a T5 is read."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Compute:
     """How the model is run; never part of the architecture.
@@ -155,11 +159,12 @@ class T5Config:
           `checkpoints.huggingface.load`.
 
         Raises:
-          InputError: for another model type, a missing field, or a value out of range.
+          ArchitectureError: for another model type.
+          InputError: for a missing field, or a value out of range.
         """
         model_type = values.get("model_type", "t5")
         if model_type not in _MODEL_TYPES:
-            raise InputError(
+            raise ArchitectureError(
                 f"config.json: model_type is {model_type!r}. Expected one of {', '.join(_MODEL_TYPES)}: only "
                 "models of the T5 architecture can be read."
             )

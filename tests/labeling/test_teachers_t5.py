@@ -164,6 +164,16 @@ def test_bad_options(folder: pathlib.Path, options: str, message: str) -> None:
         open_teacher(f"t5:{folder}?{options}")
 
 
+def test_another_architecture_is_told_how_to_say_its_kind(tmp_path: pathlib.Path) -> None:
+    model = tmp_path / "minilm"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8}))
+    with pytest.raises(InputError, match="model_type is 'bert'") as raised:
+        _ = open_teacher(str(model)).identity
+    assert str(raised.value).startswith(f"{model / 'config.json'}: model_type")
+    assert f"cross-encoder:{model} or bi-encoder:{model}." in str(raised.value)
+
+
 def test_no_contract_is_known(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     loaded = huggingface.load(folder)
     huggingface.save(tmp_path / "plain", loaded.config, loaded.params, loaded.tokenizer, None)
