@@ -24,7 +24,7 @@ from inranker_jax.interruption import Interruption
 from inranker_jax.labeling import import_export
 from inranker_jax.labeling.job import ENSEMBLE, LabelJob, Settings
 from inranker_jax.labeling.sampling import Sampling
-from inranker_jax.labeling.teachers import GRAMMAR, open_teacher, parse_spec, parse_weights
+from inranker_jax.labeling.teachers import GRAMMAR, check_path, open_teacher, parse_spec, parse_weights
 from inranker_jax.progress import announce, clock
 
 _MODES = ("import_tsv", "import_jsonl", "export_tsv", "export_jsonl")
@@ -142,6 +142,8 @@ def label(given: argparse.Namespace, interruption: Interruption) -> None:
     weights = parse_weights(given.ensemble, len(specs)) if given.ensemble else None
     if weights and ENSEMBLE in names:
         raise InputError(f"a teacher is called {ENSEMBLE!r}, as --ensemble is. Name it: --teacher=NAME=SPEC.")
+    for spec in specs:  # sampling may take long: a mistyped path is told before
+        check_path(spec)
     job = LabelJob(settings_of(given), announce=announce, stopping=lambda: interruption.requested)
     job.prepare()
     keys = []

@@ -15,6 +15,7 @@ from inranker_jax import label
 from inranker_jax.corpora.label_folder import LabelFolder, read_labels
 from inranker_jax.labeling.job import Settings
 from inranker_jax.labeling.pairs import PairText
+from inranker_jax.labeling.teachers import check_path, parse_spec
 from tests.labeling.small_mixture import FakeTeacher, write_mixture
 
 pytest.importorskip("pyarrow")
@@ -115,10 +116,10 @@ def test_a_signal_stops_between_chunks(
         return made[-1]
 
     monkeypatch.setattr(label, "open_teacher", opened)
-    assert label.main(arguments(settings, "--teacher=fake=run:x")) == 143
+    assert label.main(arguments(settings, "--teacher=fake=t5:x")) == 143
     assert "run the same command to go on" in capsys.readouterr().err
     assert made[0].closed
-    assert label.main(arguments(settings, "--teacher=fake=run:x")) == 0
+    assert label.main(arguments(settings, "--teacher=fake=t5:x")) == 0
     assert "scored 28 pairs" in capsys.readouterr().out
     assert len(made[1].seen) == 60 - 32
 
@@ -185,6 +186,38 @@ def test_bad_flags(
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert re.search(message, error[0]), error[0]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["{here}/monot5-bas", "bi-encoder:./nothing", "models/monot5-bas", "run:candidates.trec", "t5:../a/b"],
+)
+def test_a_path_that_is_not_there_is_told_before_sampling(
+    spec: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = pathlib.Path(settings.corpus)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for folder in (here, here / "models"):
+        (folder / "monot5-base").mkdir(parents=True)
+    assert label.main(arguments(settings, f"--teacher={spec.format(here=here)}")) == 2
+    shown = capsys.readouterr().err
+    assert "no such file or folder." in shown
+    assert ("Did you mean 'monot5-base'?" in shown) == ("monot5" in spec)
+    assert ("`hf download models/monot5-bas`" in shown) == spec.startswith("models/")
+    assert not pathlib.Path(settings.output_dir).exists()
+
+
+def test_a_hub_id_is_no_local_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.chdir(tmp_path)
+    check_path(parse_spec("castorini/monot5-base-msmarco"))
+    check_path(parse_spec("t5-small"))
+    (tmp_path / "castorini").mkdir()
+    cached = tmp_path / "cache.json"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(cached))
+    check_path(parse_spec("castorini/monot5-base-msmarco"))
 
 
 def test_missing_flags(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
