@@ -48,6 +48,7 @@ def test_findings_exit_1(rows: list[Row], tmp_path: pathlib.Path, capsys: pytest
     assert run(f"--labels={good}", f"--labels=mine={bad}", f"--json={tmp_path}/r.json") == 1
     out = capsys.readouterr().out
     assert "ERROR [swapped]" in out
+    assert "  1 error\n" in out
     assert out.rstrip().endswith("1 of 2 ok; errors in mine")
     good_report, bad_report = json.loads((tmp_path / "r.json").read_text())["labels"]
     assert (good_report["name"], good_report["ok"]) == ("good", True)

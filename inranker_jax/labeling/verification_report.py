@@ -43,7 +43,8 @@ def text_report(verification: Verification) -> str:
         lines.append(_agreement(figures["qrels"]))
     for finding in verification.findings:
         lines.append(f"  {'ERROR' if finding.is_error else 'note'} [{finding.check}] {finding.message}")
-    lines.append(f"  {len(verification.errors)} errors" if verification.errors else "  ok")
+    count = len(verification.errors)
+    lines.append(f"  {count} error{'s' * (count > 1)}" if count else "  ok")
     return "\n".join(lines)
 
 
