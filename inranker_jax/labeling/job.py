@@ -352,6 +352,7 @@ class LabelJob:
         under_way: deque[int] = deque()
 
         def chunks() -> Iterator[int]:
+            self._session.hand_over()
             for chunk in todo:
                 under_way.append(chunk)
                 yield chunk

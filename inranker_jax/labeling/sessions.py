@@ -45,7 +45,7 @@ class Session:
           now: seconds, for tests.
         """
         self._announce, self._now, self._usd = announce, now, usd_per_hour
-        self._start = self._shown = now()
+        self._start = self._shown = self._handed = now()
         self.pairs = 0
         started = datetime.datetime.now(datetime.UTC)
         name = f"{started:%Y%m%dT%H%M%S}-p{process[0]}-{socket.gethostname()}-{os.getpid()}.json"
@@ -68,12 +68,16 @@ class Session:
         """Starts on a teacher: of `total` pairs of this process, `done` were there already."""
         self._teacher, self._total, self._done = teacher, total, done
         self._own, self._first = 0, None
-        self._shown = self._now()
+        self._shown = self._handed = self._now()
+
+    def hand_over(self) -> None:
+        """Starts the clock of the rate: the teacher, loaded by now, takes its first pairs."""
+        self._handed = self._now()
 
     def add(self, pairs: int, scored: int) -> None:
         """Counts pairs that are on disk now, and those of them that this process scored.
 
-        Shows and stores the progress every ten seconds.
+        Shows and stores the progress every ten seconds; the last line is the caller's to show.
         """
         now = self._now()
         self.pairs += scored
@@ -82,7 +86,7 @@ class Session:
             # The first chunk's time is mostly compilation, which would spoil the rate.
             self._first, self._first_pairs = now, self._own
             self.store()
-        if now - self._shown >= _SHOW_SECONDS:
+        if now - self._shown >= _SHOW_SECONDS and self._done + self._own < self._total:
             self._shown = now
             self._announce(self.line())
             self.store()
@@ -105,7 +109,7 @@ class Session:
         now = self._now()
         if self._first is not None and self._own > self._first_pairs and now > self._first:
             return (self._own - self._first_pairs) / (now - self._first)
-        elapsed = now - self._start
+        elapsed = now - self._handed
         return self._own / elapsed if elapsed > 0 else 0.0
 
     def _cost(self) -> dict[str, Any]:

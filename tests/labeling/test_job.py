@@ -10,7 +10,7 @@ import pathlib
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from inranker_jax.corpora.label_store import LabelStore
 from inranker_jax.errors import InputError
 from inranker_jax.flags import Stopped
 from inranker_jax.labeling.job import LabelJob, Settings
+from inranker_jax.labeling.pairs import PairText
+from inranker_jax.labeling.sessions import Session
 from tests.labeling.small_mixture import FakeTeacher, text_logits, write_mixture
 
 pytest.importorskip("pyarrow")
@@ -58,6 +60,20 @@ def elsewhere(settings: Settings, name: str, **changes: object) -> Settings:
 @pytest.fixture
 def settings(tmp_path: pathlib.Path) -> Settings:
     return write_mixture(tmp_path)
+
+
+def test_the_rates_clock_starts_when_the_teacher_takes_pairs(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FakeTeacher):
+        def logits(self, chunks: Iterable[Sequence[PairText]]) -> Iterator[np.ndarray]:
+            moments.append("loaded")
+            yield from super().logits(chunks)
+
+    moments: list[str] = []
+    monkeypatch.setattr(Session, "hand_over", lambda self: moments.append("started"))
+    label(settings, Slow())
+    assert moments == ["loaded", "started"]
 
 
 def test_every_pair_is_labelled_with_its_own_texts(settings: Settings) -> None:

@@ -41,6 +41,28 @@ def test_progress_line_and_cost(tmp_path: pathlib.Path) -> None:
     assert session.pairs == 200, "the last 300 were copied"
 
 
+def test_the_rate_leaves_loading_out(tmp_path: pathlib.Path) -> None:
+    clock = Clock()
+    session = Session(tmp_path, (0, 1), usd_per_hour=None, announce=print, now=clock)
+    clock.seconds += 50  # sampling
+    session.begin("minilm", 600, 0)
+    clock.seconds += 40  # loading
+    session.hand_over()
+    clock.seconds += 10
+    session.add(500, 500)
+    assert session.line() == "minilm: 500 of 600 pairs  50 pairs/s  2s left  1m40s so far"
+
+
+def test_the_last_line_is_not_shown_twice(tmp_path: pathlib.Path) -> None:
+    clock, lines = Clock(), []
+    session = Session(tmp_path, (0, 1), usd_per_hour=None, announce=lines.append, now=clock)
+    session.begin("minilm", 600, 0)
+    for done in (300, 600):
+        clock.seconds += 20
+        session.add(300, 300)
+        assert [line.split("  ")[0] for line in lines] == ["minilm: 300 of 600 pairs"], done
+
+
 def test_costs_of_all_sessions_are_added(tmp_path: pathlib.Path) -> None:
     clock = Clock()
     for index, price in enumerate((3600.0, 7200.0)):
