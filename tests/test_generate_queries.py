@@ -113,12 +113,17 @@ def test_titles_are_labelled_as_such(tmp_path: pathlib.Path, capsys: pytest.Capt
         {"_id": "a", "title": "The title of a", "text": "Its text."},
         {"_id": "b", "text": "A first sentence, e.g. this one. And a second."},
         {"_id": "c", "text": "最初の文です。次の文です。"},
+        {"_id": "d", "text": "##  1. How C# ranks ##\nIts text. More."},
+        {"_id": "e", "text": "#\n\n# The whole heading\n\nIts text."},
+        {"_id": "f", "title": "# A marked title", "text": "Its text."},
+        {"_id": "g", "text": "#1 is no heading. More."},
     ]
     corpus.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert run(corpus, output, "title") == 0
     found = read(output)
     assert [row["query"] for row in found] == [
-        "The title of a", "A first sentence, e.g. this one.", "最初の文です。",
+        "The title of a", "A first sentence, e.g. this one.", "最初の文です。", "1. How C# ranks",
+        "The whole heading", "A marked title", "#1 is no heading.",
     ]  # fmt: skip
     assert {row["generator"] for row in found} == {"title (no language model)"}
     assert report(output)["generator"] == "title (no language model)"

@@ -18,6 +18,10 @@ _MAX_TITLE_WORDS = 64
 # A sentence ends at its mark, which in scripts with blanks is followed by one ("e.g." and "3.5" do not end one).
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+(?=[^\sa-z])|(?<=[。！？])|\n\s*\n")
 
+# Of Markdown: "## Heading", which may be closed as well, "## Heading ##". "#1" and "#jax" are words.
+_HEADING_MARKS = re.compile(r"(?:#+\s+)+")
+_CLOSING_MARKS = re.compile(r"\s+#*\s*$")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -108,12 +112,18 @@ class TitleGenerator:
 
 
 def title_query(document: Document) -> str:
-    """A document's title, or else its first sentence, of at most 64 words.
+    """A document's title, or else its first sentence or Markdown heading, of at most 64 words.
 
     >>> title_query(Document("1", "BM25 ranks. It is old.")), title_query(Document("1", "Text.", "Its title"))
     ('BM25 ranks.', 'Its title')
+    >>> title_query(Document("1", "## 1. Ranking\\nBM25 ranks."))
+    '1. Ranking'
     """
-    text = document.title.strip() or _SENTENCE_END.split(document.text.strip(), maxsplit=1)[0]
+    text = document.title.strip() or document.text.strip()
+    if marks := _HEADING_MARKS.match(text):
+        text = _CLOSING_MARKS.sub("", text[marks.end() :].split("\n", 1)[0])
+    elif not document.title.strip():
+        text = _SENTENCE_END.split(text, maxsplit=1)[0]
     parts = text.split()
     if len(parts) > _MAX_TITLE_WORDS:
         parts = parts[:_MAX_TITLE_WORDS]
