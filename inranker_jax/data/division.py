@@ -1,4 +1,4 @@
-"""What the tasks of a mixture must agree on so that no query is trained on and validated on."""
+"""What the tasks of a mixture must have, and agree on so that no query is trained on and validated on."""
 
 from __future__ import annotations
 
@@ -17,6 +17,30 @@ _AT_ONCE = 1024
 def _fraction(task: seqio.Task) -> float:
     """Share of the queries, by their text, in split "validation"; 0 for a task that is divided otherwise."""
     return task.source.validation_fraction if isinstance(task.source, sources.LabelledPairs) else 0.0
+
+
+def check_data(name: str, tasks: Sequence[seqio.Task], split: str) -> None:
+    """Looks whether the data of all tasks of a mixture are there, before those of any are read.
+
+    Raises:
+      InputError: those of several are not; names them all. Of one alone, reading will say so.
+    """
+    missing: list[sources.MissingDataError] = []
+    for task in tasks:
+        if split not in task.splits or not isinstance(task.source, sources.LabelledPairs):
+            continue
+        try:
+            task.source.source_files(split)
+        except sources.MissingDataError as error:
+            missing.append(error)
+        except InputError:
+            pass  # something else is wrong with these data: reading them will say so, if nothing is missing
+    if len(missing) > 1:
+        paths = ", ".join(dict.fromkeys(error.path for error in missing))
+        raise InputError(
+            f"{name}: {len(missing)} of its {len(tasks)} tasks have no data. Missing: {paths}. "
+            f"The first of them: {missing[0]}"
+        )
 
 
 def check_fractions(name: str, tasks: Sequence[seqio.Task]) -> None:

@@ -47,10 +47,11 @@ class LabelFolderReader:
     def _open(self) -> tuple[_KeepsTexts, dict[str, Any]]:
         folder = _now(self.folder)
         if not os.path.isfile(os.path.join(folder, label_folder.LISTS)):
-            raise InputError.at(
+            error = InputError.at(
                 folder, None, f"it has no {label_folder.LISTS}", "a label folder",
                 f"Make it with `python -m inranker_jax.label ... --output_dir={folder}`",
             )  # fmt: skip
+            raise sources.MissingDataError(folder, str(error))
         stamps = tuple(
             os.stat(path).st_mtime_ns if os.path.exists(path) else 0
             for path in (os.path.join(folder, name) for name in (label_folder.LISTS, label_folder.INFO))

@@ -330,6 +330,8 @@ def open_stores(
         seqio.add_global_cache_dirs(missing)
     tasks = seqio.get_subtasks(provider)
     division.check_fractions(name, tasks)
+    if not use_cached:
+        division.check_data(name, tasks, split)
     open_one = functools.partial(
         _open_store, use_cached=use_cached, cache_dir=cache_dir, memory_limit=memory_limit
     )

@@ -52,6 +52,18 @@ class RangeReader(Protocol):
         ...
 
 
+class MissingDataError(InputError):
+    """What a source reads is not there.
+
+    Attributes:
+      path: what is not there.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 # Errors raised by a Python reader inside tf.data reach the consumer as a TensorFlow error which only quotes
 # them. They are kept here so that `original_error` can give the consumer the real one.
 _RAISED: dict[str, Exception] = {}

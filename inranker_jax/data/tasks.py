@@ -80,7 +80,8 @@ def data_path(*parts: str, variable: str = "INRANKER_DATA_DIR", remedy: str = ""
         )
     path = epath.Path(folder).joinpath(*parts)
     if not path.exists():
-        raise InputError.at(
+        error = InputError.at(
             path, None, "no such file or folder", f"it below {variable}={folder}", remedy.format(path=path)
         )
+        raise sources.MissingDataError(str(path), str(error))
     return os.fspath(path)

@@ -116,6 +116,24 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
         data.open_stores(name)
 
 
+def test_all_missing_sets_of_a_mixture_are_named_before_any_is_read(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("inranker_jax.tasks.beir_synthetic")
+    monkeypatch.setenv("INRANKER_DATA_DIR", str(tmp_path))
+    there = ("trec-covid", "nq", "fiqa")
+    for dataset in there:
+        toy.write_label_folder(tmp_path / "beir_synthetic" / dataset, 3, documents=5, per_query=2)
+    (tmp_path / "beir_synthetic" / "scifact").mkdir()
+    with pytest.raises(InputError, match="5 of its 8 tasks have no data") as raised:
+        data.open_stores("beir_synthetic_sample_set_2_lists", cache_dir=tmp_path / "c")
+    message = str(raised.value)
+    for dataset in module.SAMPLE_SET_2:
+        assert (str(tmp_path / "beir_synthetic" / dataset) in message) == (dataset not in there)
+    assert "inranker_jax.label --queries" in message
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_label_folder_from_the_environment(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     importlib.import_module("inranker_jax.tasks.label_folders")
     monkeypatch.setenv("LABEL_FOLDER", str(toy.write_label_folder(tmp_path / "labels")))
