@@ -143,7 +143,7 @@ def test_import_and_export(
 
 
 def test_malformed_rows_are_left_out_and_reported(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
+    settings: Settings, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     corpus = pathlib.Path(settings.corpus, "corpus.jsonl")
     lines = corpus.read_text().splitlines()
@@ -159,6 +159,7 @@ def test_malformed_rows_are_left_out_and_reported(
     pairs = list(read_labels(settings.output_dir))
     assert pairs
     assert all(pair.document_id != "d5" for pair in pairs)
+    assert caplog.text == "", "the labelling said it; whoever reads the labels later does not again"
     info = json.loads(pathlib.Path(settings.output_dir, "labels.json").read_text())
     assert info["corpus"]["on_malformed"] == "skip"
 

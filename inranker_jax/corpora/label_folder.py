@@ -25,6 +25,7 @@ import numpy as np
 
 from inranker_jax.corpora import label_store
 from inranker_jax.corpora.label_store import KEY_BYTES, LabelStore, LabelTable
+from inranker_jax.corpora.malformed import MalformedReport
 from inranker_jax.errors import InputError
 from inranker_jax.records import LabelledPair, PathType
 
@@ -380,7 +381,9 @@ class LabelFolder:
         if override is not None:
             return override, {}
         source = self.info[kind]
-        options = {"format": source["format"], "on_malformed": source.get("on_malformed", "raise")}
+        # The labelling has told which rows it left out: a report that nobody reads keeps them from being logged.
+        options = {"on_malformed": source.get("on_malformed", "raise"), "report": MalformedReport()}
+        options["format"] = source["format"]
         return self._resolve(source["path"]), options
 
     def _text(self, texts: Mapping[str, str], identifier: str, kind: str, override: Any) -> str:
