@@ -26,7 +26,7 @@ from inranker_jax.data.shares import query_share
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.flags import Parser, commas, positive, run_main
 from inranker_jax.interruption import Interruption
-from inranker_jax.labeling.teachers import parse_spec
+from inranker_jax.labeling.teachers import check_path, parse_spec
 from inranker_jax.progress import announce, clock
 from inranker_jax.query_generation.secret import check_url
 from inranker_jax.records import atomic_text
@@ -396,9 +396,10 @@ def _check_inputs(flags: argparse.Namespace) -> None:
         raise InputError(
             f"--teacher={flags.teacher}: needs the package {needed!r}. Run `pip install 'inranker_jax[teachers]'`."
         )
-    for flag, path in (("teacher", spec.path), ("student", flags.student)):
-        if path and path.startswith(("/", ".", "~")) and not pathlib.Path(path).expanduser().exists():
-            raise InputError(f"--{flag}: no such file or folder {path!r}.")
+    check_path(spec)
+    student = flags.student
+    if student and student.startswith(("/", ".", "~")) and not pathlib.Path(student).expanduser().exists():
+        raise InputError(f"--student: no such file or folder {student!r}.")
     check_language(flags.language)
 
 

@@ -189,7 +189,7 @@ def test_a_secret_in_an_address_is_neither_shown_nor_stored(tmp_path, capfd, add
         ("--validation_fraction=1", "--validation_fraction=1.0"),
         ("--evaluate_on=nowhere", "no such file"),
         ("--skip=training", "Stages: queries"),
-        ("--teacher=/no/such", "--teacher: no such file or folder '/no/such'"),
+        ("--teacher=/no/such", "/no/such: no such file or folder"),
         ("--student=./no/such", "--student: no such file or folder './no/such'"),
         ("--teacher=bi-encodr:x", "bi-encoder"),
         ("--language=portugese", "portuguese"),

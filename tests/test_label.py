@@ -191,7 +191,7 @@ def test_bad_flags(
 
 @pytest.mark.parametrize(
     "spec",
-    ["{here}/monot5-bas", "bi-encoder:./nothing", "models/monot5-bas", "run:candidates.trec", "t5:../a/b"],
+    ["{here}/monot5-bas", "bi-encoder:./nothing", "a/models/monot5-bas", "run:candidates.trec", "t5:../a/b"],
 )
 def test_a_path_that_is_not_there_is_told_before_sampling(
     spec: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -199,25 +199,20 @@ def test_a_path_that_is_not_there_is_told_before_sampling(
     here = pathlib.Path(settings.corpus)
     monkeypatch.chdir(here)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for folder in (here, here / "models"):
+    for folder in (here, here / "a" / "models"):
         (folder / "monot5-base").mkdir(parents=True)
     assert label.main(arguments(settings, f"--teacher={spec.format(here=here)}")) == 2
     shown = capsys.readouterr().err
     assert "no such file or folder." in shown
     assert ("Did you mean 'monot5-base'?" in shown) == ("monot5" in spec)
-    assert ("`hf download models/monot5-bas`" in shown) == spec.startswith("models/")
     assert not pathlib.Path(settings.output_dir).exists()
 
 
 def test_a_hub_id_is_no_local_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
     monkeypatch.chdir(tmp_path)
     check_path(parse_spec("castorini/monot5-base-msmarco"))
     check_path(parse_spec("t5-small"))
     (tmp_path / "castorini").mkdir()
-    cached = tmp_path / "cache.json"
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(cached))
     check_path(parse_spec("castorini/monot5-base-msmarco"))
 
 

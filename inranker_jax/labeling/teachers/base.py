@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -124,31 +123,20 @@ def model_folder(source: str) -> pathlib.Path:
 def check_path(spec: TeacherSpec) -> None:
     """Looks whether the path of a teacher is there, where it can only be a local one; reads nothing.
 
-    A path that could as well be a hub id (`NAME/MODEL`, where a folder `NAME` is here) is looked up in the Hugging
-    Face cache, not on the hub.
+    `NAME/MODEL` may be a model of the hub, so it is left to whoever opens it.
 
     Raises:
       InputError: there is nothing.
     """
     source = spec.path
-    if "://" in source:
-        return
     path = pathlib.Path(source).expanduser()
-    folder_is_here = os.sep in source and path.parent.is_dir()
-    local = spec.kind == "run" or path.is_absolute() or source.startswith(".") or folder_is_here
-    if not local or path.exists():
+    may_be_hub_id = spec.kind != "run" and _HUB_ID.fullmatch(source) and not source.startswith((".", "~"))
+    if "://" in source or may_be_hub_id or path.exists():
         return
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    problem = f"teacher {spec.name!r}: {source}: no such file or folder.{did_you_mean(path.name, beside)}"
-    if spec.kind == "run" or not _HUB_ID.fullmatch(source):
-        raise InputError(f"{problem} Check the path.")
-    import huggingface_hub
-
-    if not isinstance(huggingface_hub.try_to_load_from_cache(source, "config.json"), str):
-        raise InputError(
-            f"{problem} Check the path. If it is a model of the Hugging Face hub, run `hf download {source}` first: "
-            f"a folder {path.parent} is here as well."
-        )
+    raise InputError(
+        f"teacher {spec.name!r}: {source}: no such file or folder.{did_you_mean(path.name, beside)} Check the path."
+    )
 
 
 def folder_digest(folder: pathlib.Path, subfolders: Iterable[str] = ()) -> str:
