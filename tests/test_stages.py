@@ -34,6 +34,23 @@ def stage(name, folder, text="done", code="", inputs=()):
     )
 
 
+def slow_to_leave(folder, seconds):
+    """A program that notes its start, and SIGTERM only after a while."""
+    return textwrap.dedent(
+        f"""
+        import pathlib, signal, sys, time
+        folder = pathlib.Path({str(folder)!r})
+        def leave(*_):
+            time.sleep({seconds})
+            (folder / "left").write_text("cleanly")
+            sys.exit(143)
+        signal.signal(signal.SIGTERM, leave)
+        (folder / "started").touch()
+        time.sleep(60)
+        """
+    )
+
+
 def run(stages, folder, skipped=()):
     return list(run_stages(stages, folder / "record.json", Interruption(), skipped))
 
@@ -92,19 +109,7 @@ def test_a_torn_record_is_an_error_with_its_place(tmp_path):
 
 
 def test_a_signal_is_passed_on_and_the_stage_is_waited_for(tmp_path):
-    child = textwrap.dedent(
-        f"""
-        import pathlib, signal, sys, time
-        folder = pathlib.Path({str(tmp_path)!r})
-        def leave(*_):
-            time.sleep(0.3)
-            (folder / "left").write_text("cleanly")
-            sys.exit(143)
-        signal.signal(signal.SIGTERM, leave)
-        (folder / "started").touch()
-        time.sleep(60)
-        """
-    )
+    child = slow_to_leave(tmp_path, seconds=0.3)
     interruption = Interruption()
     stages = [
         Stage("long", lambda: [sys.executable, "-c", child], (tmp_path / "left",)),
@@ -158,19 +163,7 @@ def test_a_changed_input_runs_again(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
 def test_a_stage_ends_with_a_killed_parent_and_holds_the_lock_until_then(tmp_path):
-    child = textwrap.dedent(
-        f"""
-        import pathlib, signal, sys, time
-        folder = pathlib.Path({str(tmp_path)!r})
-        def leave(*_):
-            time.sleep(1.0)
-            (folder / "left").write_text("cleanly")
-            sys.exit(143)
-        signal.signal(signal.SIGTERM, leave)
-        (folder / "started").touch()
-        time.sleep(60)
-        """
-    )
+    child = slow_to_leave(tmp_path, seconds=1.0)
     parent = textwrap.dedent(
         f"""
         import pathlib, sys

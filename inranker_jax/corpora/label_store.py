@@ -436,7 +436,7 @@ def _is_running(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is another user's
+        return True  # it is another user's
     return True
 
 

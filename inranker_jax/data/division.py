@@ -33,8 +33,6 @@ def check_data(name: str, tasks: Sequence[seqio.Task], split: str) -> None:
             task.source.source_files(split)
         except sources.MissingDataError as error:
             missing.append(error)
-        except InputError:
-            pass  # something else is wrong with these data: reading them will say so, if nothing is missing
     if len(missing) > 1:
         paths = ", ".join(dict.fromkeys(error.path for error in missing))
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Problems:
 Labelled = tuple[LabelledPair, bool]
 
 
-class LabelSource:
+class LabelSource(abc.ABC):
     """Labelled pairs that can be read again and again, and what is known of their ids and texts.
 
     Attributes:
@@ -63,6 +64,7 @@ class LabelSource:
         self.path, self.form, self.teacher = os.fspath(path), form, teacher
         self.has_texts, self.has_ids = has_texts, has_ids
 
+    @abc.abstractmethod
     def pairs(self, problems: Problems) -> Iterator[Labelled]:
         """Yields (pair, whether it opens its query's list or is stored as its positive), in order.
 
@@ -72,7 +74,6 @@ class LabelSource:
         Raises:
           InputError: the source as a whole cannot be read.
         """
-        raise NotImplementedError
 
 
 class _File(LabelSource):

@@ -32,7 +32,7 @@ _LIBRARY_BATCH = 32
 Key = tuple[str, str]  # (role, text)
 
 
-class BiEncoderTeacher:
+class BiEncoderTeacher(torch_calls.TorchTeacher):
     """A `SentenceTransformer`; each distinct text of a chunk is encoded once.
 
     Embeddings are kept for later chunks where that cannot change a value: on a CPU, with the default of one text
@@ -52,10 +52,8 @@ class BiEncoderTeacher:
         torch = torch_calls.load_torch()
         library = optional_package("sentence_transformers")
         options = spec.options
-        self.name = spec.name
-        self._torch = torch
         folder = model_folder(spec.path)
-        self._device = torch_calls.pick_device(torch, options.get("device"), spec.name)
+        super().__init__(spec, torch, library)
         with torch_calls.quiet(optional_package("transformers")):
             self._model = _load(library, folder, spec, self._device, torch)
         self._model.eval()
@@ -83,8 +81,6 @@ class BiEncoderTeacher:
             ),
         }
         self._routed = any(type(module).__name__ == "Router" for module in self._model)
-        self._tokens = options.get("tokens_per_call", torch_calls.default_tokens(self._device))
-        self._runner = torch_calls.Runner(self._device, self._tokens)
         self._kept: collections.OrderedDict[Key, np.ndarray] = collections.OrderedDict()
         self._limit = options.get("cache", _CACHED)
         self._identity = {
@@ -98,22 +94,7 @@ class BiEncoderTeacher:
             "pooling": options.get("pooling"),
             "prompts": self._prompts,
         }
-        self._provenance = {
-            "path": spec.path,
-            "device": str(self._device),
-            "tokens_per_call": self._tokens,
-            "versions": {"torch": torch.__version__, "sentence-transformers": library.__version__},
-        }
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `Teacher`."""
-        return self._identity
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """See `Teacher`."""
-        return self._provenance
+        self._runner = torch_calls.Runner(self._device, self._tokens)
 
     def logits(self, chunks: Iterable[Chunk]) -> Iterator[np.ndarray]:
         """See `Teacher`. Embeddings kept from earlier chunks are those that would be computed again."""
@@ -189,11 +170,8 @@ class BiEncoderTeacher:
 
     def close(self) -> None:
         """See `Teacher`."""
-        self._runner.close()
-        self._model = None
         self._kept.clear()
-        if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
+        super().close()
 
 
 def _load(library: Any, folder: pathlib.Path, spec: TeacherSpec, device: Any, torch: Any) -> Any:

@@ -26,7 +26,7 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "l
 _HUGE = 1_000_000  # tokenizers without a limit of their own state 1e30
 
 
-class CrossEncoderTeacher:
+class CrossEncoderTeacher(torch_calls.TorchTeacher):
     """A model of `AutoModelForSequenceClassification` that reads query and document together.
 
     One output m becomes (-m/2, +m/2); of several outputs, two are taken as they are: 0 as the false and 1 as
@@ -44,10 +44,8 @@ class CrossEncoderTeacher:
         torch = torch_calls.load_torch()
         transformers = optional_package("transformers")
         options = spec.options
-        self.name = spec.name
-        self._torch = torch
         folder = model_folder(spec.path)
-        self._device = torch_calls.pick_device(torch, options.get("device"), spec.name)
+        super().__init__(spec, torch, transformers)
         self._dtype = options.get("dtype", "float32")
         self._tokenizer, self._model = _load(transformers, folder, getattr(torch, self._dtype), spec.path)
         self._model.eval().to(self._device)
@@ -58,8 +56,6 @@ class CrossEncoderTeacher:
             raise InputError(
                 f"teacher {spec.path}: max_length={self._max_length}, but the model reads {limit} tokens."
             )
-        self._tokens = options.get("tokens_per_call", torch_calls.default_tokens(self._device))
-        self._runner = torch_calls.Runner(self._device, self._tokens)
         self._identity = {
             "kind": "cross-encoder",
             "files": folder_digest(folder),
@@ -67,22 +63,7 @@ class CrossEncoderTeacher:
             "max_length": self._max_length,
             "outputs": list(self._outputs),
         }
-        self._provenance = {
-            "path": spec.path,
-            "device": str(self._device),
-            "tokens_per_call": self._tokens,
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        }
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `Teacher`."""
-        return self._identity
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """See `Teacher`."""
-        return self._provenance
+        self._runner = torch_calls.Runner(self._device, self._tokens)
 
     def logits(self, chunks: Iterable[Chunk]) -> Iterator[np.ndarray]:
         """See `Teacher`. On a CPU, a pair's values do not even depend on the rest of its chunk."""
@@ -130,13 +111,6 @@ class CrossEncoderTeacher:
             )
 
         return wait
-
-    def close(self) -> None:
-        """See `Teacher`."""
-        self._runner.close()
-        self._model = None
-        if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
 
 
 def _load(transformers: Any, folder: pathlib.Path, dtype: Any, source: str) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from inranker_jax.errors import InputError
 from inranker_jax.labeling.teachers.base import optional_package
+from inranker_jax.labeling.teachers.spec import TeacherSpec
 
 LENGTHS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 _ACCELERATOR_TOKENS = 32768
@@ -163,3 +164,54 @@ class Runner:
             Runner._open -= 1
             if not Runner._open:
                 self._torch.set_num_threads(Runner._threads)
+
+
+class TorchTeacher:
+    """What teachers that are torch models have in common; see `base.Teacher` for the public names.
+
+    A subclass sets `_model`, `_identity`, and last, as it takes torch's threads, `_runner`.
+    """
+
+    _identity: dict[str, Any]
+    _runner: Runner
+
+    def __init__(self, spec: TeacherSpec, torch: Any, library: Any) -> None:
+        """Settles name, device and tokens a call.
+
+        Args:
+          spec: the teacher's specification.
+          torch: the module.
+          library: the package that loads the model.
+
+        Raises:
+          InputError: there is no such device.
+        """
+        self.name = spec.name
+        self._torch = torch
+        self._model: Any = None
+        self._device = pick_device(torch, spec.options.get("device"), spec.name)
+        self._tokens = spec.options.get("tokens_per_call", default_tokens(self._device))
+        self._versions = {"torch": torch.__version__, library.__name__.replace("_", "-"): library.__version__}
+        self._path = spec.path
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Teacher`."""
+        return self._identity
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """See `Teacher`."""
+        return {
+            "path": self._path,
+            "device": str(self._device),
+            "tokens_per_call": self._tokens,
+            "versions": self._versions,
+        }
+
+    def close(self) -> None:
+        """See `Teacher`."""
+        self._runner.close()
+        self._model = None
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
