@@ -51,6 +51,7 @@ CONFIGURABLES: dict[str, str] = {
     "optimizers.constant": "inranker_jax.optimizers",
     "evaluation.Settings": "inranker_jax.evaluation.pipeline",
     "evaluation.load_reranker": "inranker_jax.evaluation.loading",
+    "packing.Layout": "inranker_jax.packing",
     "partitioning.make_mesh": "inranker_jax.partitioning",
     "partitioning.single_device_mesh": "inranker_jax.partitioning",
     "prompts.preset": "inranker_jax.prompts",

@@ -45,6 +45,8 @@ ROWS = (
             "quiet",
             "flags",
             "stages",
+            "packing",
+            "compilation_cache",
         )
     ),
     Row(("losses", "models", "evaluation.measures", "evaluation.significance"), mixed=False),

@@ -248,7 +248,7 @@ class Attention(nnx.Module):
         Args:
           x: [n, length, embed], normed.
           bias: [1, heads, length, length].
-          mask: bool [n, 1, 1, length], True on real tokens.
+          mask: bool [n, 1, 1 or length, length], True where a query may attend to a key.
           seed: of dropout, or None.
 
         Returns:
@@ -261,44 +261,44 @@ class Attention(nnx.Module):
         return self.out(context.swapaxes(1, 2).reshape(*x.shape[:-1], -1))
 
     def single(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
-        """Self-attention of a sequence of one: the softmax of one score is 1, so only the values count.
+        """Self-attention of sequences of one: the softmax of one score is 1, so only the values count.
 
         Args:
-          x: [n, embed], normed.
+          x: [n, slots, embed], normed; every slot is a sequence.
           seed: of dropout, or None; drops the one attention weight of each head.
 
         Returns:
-          float32 [n, embed].
+          float32 [n, slots, embed].
         """
-        value = self.value(x).reshape(x.shape[0], self.heads, -1)
-        weights = dropout(jnp.ones((x.shape[0], self.heads, 1), jnp.float32), self.rate, seed)
-        return self.out((value * weights).reshape(x.shape[0], -1))
+        value = self.value(x).reshape(*x.shape[:-1], self.heads, -1)
+        weights = dropout(jnp.ones((*x.shape[:-1], self.heads, 1), jnp.float32), self.rate, seed)
+        return self.out((value * weights).reshape(*x.shape[:-1], -1))
 
     def absorbed(
         self, x: jax.Array, encoded: jax.Array, mask: jax.Array, seed: jax.Array | None
     ) -> jax.Array:
-        """Cross-attention of one position without the keys and values of the source positions.
+        """Cross-attention of one position a sequence, without the keys and values of the source positions.
 
         `q . (W_k e) = (W_k^T q) . e`, so the query is folded into W_k once; and
         `sum_l p_l (W_v e_l) = W_v (sum_l p_l e_l)`, so W_v is applied to the pooled state. Both are exact.
 
         Args:
-          x: [n, embed], normed.
+          x: [n, slots, embed], normed.
           encoded: [n, length, embed], the encoder's output.
-          mask: bool [n, 1, length], True on real tokens.
+          mask: bool [n, slots, length], True on the tokens of the slot's sequence.
           seed: of dropout, or None.
 
         Returns:
-          float32 [n, embed].
+          float32 [n, slots, embed].
         """
         by_head = (encoded.shape[-1], self.heads, -1)
-        query = self.query(x).reshape(x.shape[0], self.heads, -1)
-        folded = product("nhd,ehd->nhe", query, self.key.kernel[...].reshape(by_head), self.dtype)
-        scores = product("nhe,nle->nhl", folded, encoded, self.dtype)
-        weights = dropout(masked_softmax(scores, mask), self.rate, seed)
-        pooled = product("nhl,nle->nhe", weights, encoded, self.dtype)
-        context = product("nhe,ehd->nhd", pooled, self.value.kernel[...].reshape(by_head), self.dtype)
-        return self.out(context.reshape(x.shape[0], -1))
+        query = self.query(x).reshape(*x.shape[:-1], self.heads, -1)
+        folded = product("nshd,ehd->nshe", query, self.key.kernel[...].reshape(by_head), self.dtype)
+        scores = product("nshe,nle->nshl", folded, encoded, self.dtype)
+        weights = dropout(masked_softmax(scores, mask[:, :, None, :]), self.rate, seed)
+        pooled = product("nshl,nle->nshe", weights, encoded, self.dtype)
+        context = product("nshe,ehd->nshd", pooled, self.value.kernel[...].reshape(by_head), self.dtype)
+        return self.out(context.reshape(*x.shape[:-1], -1))
 
 
 class EncoderLayer(nnx.Module):
@@ -334,7 +334,7 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self, x: jax.Array, encoded: jax.Array, mask: jax.Array, seeds: jax.Array | None
     ) -> jax.Array:
-        """[n, embed] -> [n, embed]; `encoded` and `mask` as for `Attention.absorbed`, 6 `seeds`."""
+        """[n, slots, embed] -> the same shape; `encoded`, `mask` as for `Attention.absorbed`, 6 `seeds`."""
         attended = self.self_attention.single(self.pre_self_attention_layer_norm(x), part(seeds, 0))
         x = x + dropout(attended, self.rate, part(seeds, 1))
         normed = self.pre_cross_attention_layer_norm(x)

@@ -60,12 +60,12 @@ class Encoder(nnx.Module):
         self.encoder_norm = Norm(config)
 
     def __call__(self, x: jax.Array, mask: jax.Array, seeds: jax.Array | None) -> jax.Array:
-        """Embedded tokens [n, length, embed], mask bool [n, length] -> [n, length, embed]."""
+        """Embedded tokens [n, length, embed], `mask` as for `Attention.full` -> [n, length, embed]."""
         bias = self.relpos_bias(x.shape[1])
         x = _divide_batch(dropout(x, self.rate, part(seeds, 0)))
         for i in range(self.num_layers):
             layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            x = _divide_batch(layer(x, bias, mask[:, None, None, :], part(seeds, 2 + 4 * i, 4)))
+            x = _divide_batch(layer(x, bias, mask, part(seeds, 2 + 4 * i, 4)))
         return dropout(self.encoder_norm(x), self.rate, part(seeds, 1))
 
 
@@ -88,11 +88,15 @@ class Decoder(nnx.Module):
     def __call__(
         self, x: jax.Array, encoded: jax.Array, mask: jax.Array, seeds: jax.Array | None
     ) -> jax.Array:
-        """Start states [n, embed], encoder output [n, length, embed], mask bool [n, length] -> [n, embed]."""
+        """Start states [n, slots, embed], encoder output [n, length, embed], mask bool [n, slots, length].
+
+        Returns:
+          float32 [n, slots, embed].
+        """
         x = dropout(x, self.rate, part(seeds, 0))
         for i in range(self.num_layers):
             layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            x = layer(x, encoded, mask[:, None, :], part(seeds, 2 + 6 * i, 6))
+            x = layer(x, encoded, mask, part(seeds, 2 + 6 * i, 6))
         return dropout(self.decoder_norm(x), self.rate, part(seeds, 1))
 
 
@@ -112,38 +116,55 @@ class T5CrossEncoder(nnx.Module):
         self.decoder = Decoder(config, self.compute, rngs=rngs)
 
     def __call__(
-        self, tokens: jax.Array, label_ids: jax.Array, *, dropout_key: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        label_ids: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        slots: int | None = None,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits of the label tokens at decoder position 0.
+        """Logits of the label tokens at decoder position 0, of one sequence a row or of several.
+
+        Packed sequences (`segment_ids`) attend to themselves only. Each is contiguous, so the offsets between its
+        tokens, which are all that T5 knows of positions, are those of a row of its own.
 
         Args:
           tokens: int32 [n, length]; `config.pad_token_id` marks padding, on either side. A row of nothing but
             padding gives finite values of no meaning. An id outside the vocabulary gives NaN.
           label_ids: int32 [K], for instance the ids of (false, true).
+          segment_ids: int32 [n, length] for packed rows: 0 is padding, whatever the token, and i marks the
+            tokens of the row's sequence in slot i - 1.
+          slots: most sequences a row; required with `segment_ids`.
           dropout_key: turns dropout on, with masks that depend on the key alone and not on the mesh.
 
         Returns:
-          float32 [n, K].
+          float32 [n, K]; with `segment_ids` [n, slots, K], finite values of no meaning for a slot without tokens.
 
         Raises:
           InputError: for arrays of another rank or type, or label ids outside the vocabulary.
         """
         tokens, label_ids = jnp.asarray(tokens), jnp.asarray(label_ids)
-        _check_inputs(self.config, tokens, label_ids)
+        _check_inputs(self.config, tokens, label_ids, segment_ids, slots)
         seeds, in_encoder, in_decoder = None, 2 + 4 * self.encoder.num_layers, 2 + 6 * self.decoder.num_layers
         if dropout_key is not None:
             seeds = jax.random.bits(dropout_key, (in_encoder + in_decoder, 2), jnp.uint32)
-        mask = tokens != self.config.pad_token_id
-        encoded = self.encoder(self.token_embedder(tokens), mask, part(seeds, 0, in_encoder))
+        self_mask, cross_mask = _masks(tokens, self.config.pad_token_id, segment_ids, slots)
+        encoded = self.encoder(self.token_embedder(tokens), self_mask, part(seeds, 0, in_encoder))
         start = self.token_embedder(jnp.asarray(self.config.decoder_start_token_id))
-        start = jnp.broadcast_to(start[None, :], (tokens.shape[0], self.config.d_model))
-        x = self.decoder(start, encoded, mask, part(seeds, in_encoder, in_decoder))
+        start = jnp.broadcast_to(start, (*cross_mask.shape[:2], self.config.d_model))
+        x = self.decoder(start, encoded, cross_mask, part(seeds, in_encoder, in_decoder))
+        logits = self._label_logits(x, label_ids)
+        return logits[:, 0] if segment_ids is None else logits
+
+    def _label_logits(self, x: jax.Array, label_ids: jax.Array) -> jax.Array:
+        """Decoder output [n, slots, embed] -> [n, slots, K]: only the rows of the head that are asked for."""
         if self.config.scale_decoder_outputs:
             x = x * self.config.d_model**-0.5
         if self.config.tie_word_embeddings:
-            return product("ne,ke->nk", x, self.token_embedder(label_ids), self.compute.dtype)
+            return product("nse,ke->nsk", x, self.token_embedder(label_ids), self.compute.dtype)
         head = jnp.take(self.decoder.logits_dense.kernel[...], label_ids, axis=1)
-        return product("ne,ek->nk", x, head, self.compute.dtype)
+        return product("nse,ek->nsk", x, head, self.compute.dtype)
 
 
 def init_params(config: T5Config, seed: int | jax.Array) -> Params:
@@ -177,6 +198,8 @@ def apply(
     tokens: jax.Array,
     label_ids: jax.Array,
     *,
+    segment_ids: jax.Array | None = None,
+    slots: int | None = None,
     compute: Compute | None = None,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
@@ -187,11 +210,13 @@ def apply(
       params: the tree of `init_params`, in any floating type and any sharding.
       tokens: int32 [n, length].
       label_ids: int32 [K].
+      segment_ids: int32 [n, length] of packed rows, or None for one sequence a row.
+      slots: most sequences a packed row.
       compute: how to run it; float32 without rematerialisation by default.
       dropout_key: turns dropout on.
 
     Returns:
-      float32 [n, K], see `T5CrossEncoder.__call__`.
+      float32 [n, K], or [n, slots, K] of packed rows; see `T5CrossEncoder.__call__`.
 
     Raises:
       InputError: for parameters of another architecture, with both trees in the message.
@@ -199,7 +224,8 @@ def apply(
     compute = compute or Compute()
     graph, abstract, _ = _definition(config, compute)
     check_params(config, params, abstract)
-    return nnx.merge(graph, params)(tokens, label_ids, dropout_key=dropout_key)
+    model = nnx.merge(graph, params)
+    return model(tokens, label_ids, segment_ids=segment_ids, slots=slots, dropout_key=dropout_key)
 
 
 def check_params(
@@ -250,13 +276,37 @@ def _divide_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
-def _check_inputs(config: T5Config, tokens: jax.Array, label_ids: jax.Array) -> None:
-    for name, array, rank, shape in (
-        ("tokens", tokens, 2, "[n, length]"),
-        ("label_ids", label_ids, 1, "[K]"),
-    ):
+def _masks(
+    tokens: jax.Array, pad_id: int, segment_ids: jax.Array | None, slots: int | None
+) -> tuple[jax.Array, jax.Array]:
+    """Who may attend to whom: bool [n, 1, 1 or length, length] in the encoder, [n, slots, length] across."""
+    if segment_ids is None:
+        real = tokens != pad_id
+        return real[:, None, None, :], real[:, None, :]
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    numbers = jnp.arange(1, (slots or 0) + 1, dtype=segment_ids.dtype)
+    return same, segment_ids[:, None, :] == numbers[None, :, None]
+
+
+def _check_inputs(
+    config: T5Config,
+    tokens: jax.Array,
+    label_ids: jax.Array,
+    segment_ids: jax.Array | None,
+    slots: int | None,
+) -> None:
+    expected = [("tokens", tokens, 2, "[n, length]"), ("label_ids", label_ids, 1, "[K]")]
+    if segment_ids is not None:
+        expected.append(("segment_ids", segment_ids, 2, "[n, length]"))
+    for name, array, rank, shape in expected:
         if array.ndim != rank or not jnp.issubdtype(array.dtype, jnp.integer):
             raise InputError(f"{name} is {array.dtype}{list(array.shape)}. Expected int32 {shape}.")
+    if (segment_ids is None) != (slots is None) or (slots is not None and slots < 1):
+        raise InputError(f"slots is {slots}. Expected a positive number with segment_ids, and None without.")
+    if segment_ids is not None and segment_ids.shape != tokens.shape:
+        raise InputError(
+            f"segment_ids has shape {list(segment_ids.shape)}, tokens {list(tokens.shape)}. Expected the same."
+        )
     # Inside jit the ids are usually constants all the same; traced ones cannot be checked.
     if not isinstance(label_ids, jax.core.Tracer):
         outside = [int(i) for i in np.asarray(label_ids) if not 0 <= i < config.vocab_size]

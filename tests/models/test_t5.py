@@ -100,7 +100,7 @@ def test_absorbed_decoder_equals_plain_decoder(variant):
     tokens = ragged_tokens(3, 11, config.vocab_size, seed=2)
     model = nnx.merge(t5._definition(config, Compute())[0], params)
     mask = tokens != 0
-    encoded = model.encoder(model.token_embedder(tokens), jnp.asarray(mask), None)
+    encoded = model.encoder(model.token_embedder(tokens), jnp.asarray(mask)[:, None, None, :], None)
 
     def norm(weights, x):
         return (
@@ -317,3 +317,49 @@ def test_bad_arguments_are_named():
 def test_docstring_example():
     failed, tried = doctest.testmod(t5)
     assert (failed, tried > 0) == (0, True)
+
+
+@pytest.mark.parametrize("variant", ["v1.0", "v1.1"])
+@pytest.mark.parametrize("lengths", [(5, 12, 1, 20), (40,), (39, 1), (1,) * 6, (7, 8, 9)])
+def test_packed_sequences_equal_rows_of_their_own(variant, lengths):
+    """Logits and every gradient, with pad ids inside a sequence and other ids in the padding."""
+    config, _, params = parity_case(variant)
+    rng, slots, labels = np.random.default_rng(3), 6, np.array([6, 7])
+    sequences = [rng.integers(2, config.vocab_size, n).astype(np.int32) for n in lengths]
+    row, segments = np.full((2, 40), 5, np.int32), np.zeros((2, 40), np.int32)
+    start = 0
+    for number, sequence in enumerate(sequences, 1):
+        row[1, start : start + len(sequence)] = sequence
+        segments[1, start : start + len(sequence)] = number
+        start += len(sequence)
+    weights = rng.normal(size=(len(sequences), 2)).astype(np.float32)
+
+    def packed(params):
+        logits = apply(config, params, row, labels, segment_ids=segments, slots=slots)
+        assert logits.shape == (2, slots, 2)
+        return jnp.sum(weights * logits[1, : len(sequences)]), logits
+
+    def alone(params):
+        logits = jnp.concatenate([apply(config, params, s[None], labels) for s in sequences])
+        return jnp.sum(weights * logits), logits
+
+    (_, found), gradients = jax.value_and_grad(packed, has_aux=True)(params)
+    (_, expected), expected_gradients = jax.value_and_grad(alone, has_aux=True)(params)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[1, : len(sequences)], expected, atol=2e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, np.abs(b).max())),
+        gradients,
+        expected_gradients,
+    )
+
+
+def test_bad_packed_inputs_are_named():
+    config, _, params = parity_case("v1.0")
+    tokens = np.ones((2, 8), np.int32)
+    with pytest.raises(InputError, match="slots"):
+        apply(config, params, tokens, np.array([6]), segment_ids=tokens)
+    with pytest.raises(InputError, match="slots"):
+        apply(config, params, tokens, np.array([6]), slots=2)
+    with pytest.raises(InputError, match=r"segment_ids has shape \[2, 7\]"):
+        apply(config, params, tokens, np.array([6]), segment_ids=tokens[:, :7], slots=2)
