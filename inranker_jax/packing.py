@@ -32,7 +32,7 @@ class Layout:
         holds it, "packed" a part of a row; "auto" is bucketed on CPU and packed elsewhere.
       lengths: bucketed: row lengths; those above the contract's `max_length` are dropped, and `max_length` is
         always the last.
-      row_length: packed: tokens a row, at least `max_length` (the default).
+      row_length: packed: tokens a row, at least `max_length`, which is the default; training chooses it for its data.
       slots: packed: most sequences a row; one for each 32 tokens by default.
       tokens_per_call: tokens computed at once on each device, padding included; 2048 on CPU and 16384 elsewhere
         by default. A call has at least one row.
@@ -104,7 +104,7 @@ class Layout:
             kind=kind,
             lengths=(max_length,) if kind == "padded" else (*shorter, max_length),
             row_length=row_length,
-            slots=self.slots or max(1, row_length // _TOKENS_PER_SLOT),
+            slots=self.slots or default_slots(row_length),
             tokens_per_call=self.tokens_per_call
             or (_CPU_TOKENS if platform == "cpu" else _ACCELERATOR_TOKENS),
         )
@@ -192,7 +192,7 @@ def assign(
 
 
 def pack(
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int] | np.ndarray],
     row_length: int,
     slots: int,
     *,
@@ -229,7 +229,7 @@ def pack(
 
 
 def place(
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int] | np.ndarray],
     row: np.ndarray,
     slot: np.ndarray,
     row_length: int,
@@ -267,6 +267,11 @@ def place(
     return Packed(
         tokens.reshape(shape), segment_ids.reshape(shape), row.astype(np.int32), slot.astype(np.int32)
     )
+
+
+def default_slots(row_length: int) -> int:
+    """Sequences a packed row holds where nobody says: one for each 32 tokens."""
+    return max(1, row_length // _TOKENS_PER_SLOT)
 
 
 def useful_share(useful_tokens: float, tokens: float) -> float:

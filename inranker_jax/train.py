@@ -31,7 +31,8 @@ from inranker_jax.corpora.shipped import find_shipped
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
 from inranker_jax.models import Compute, T5Config, t5
-from inranker_jax.partitioning import make_mesh, put_batch
+from inranker_jax.packing import Layout
+from inranker_jax.partitioning import batch_ways, make_mesh
 from inranker_jax.progress import NonFiniteLossError, StepMonitor, announce, cost
 from inranker_jax.prompts import ScoringContract, Tokenizer, preset
 
@@ -134,6 +135,7 @@ def train(
     max_grad_norm: float | None = 1.0,
     accumulation: int = 1,
     list_size: int | None = None,
+    layout: Layout | str = "auto",
     lengths: Sequence[int] = (128, 256, 384, 512),
     seed: int = 0,
     train_split: str = "train",
@@ -170,9 +172,12 @@ def train(
       mesh: the device mesh; all devices on `data` by default.
       dropout_rate: overrides the architecture's.
       max_grad_norm: global norm to which gradients are clipped; None for no clipping.
-      accumulation: micro-batches a step.
+      accumulation: micro-batches a step. Packed batches have as many as their tokens need, and with more than 1
+        here none has more than `batch_size` / `accumulation` lists.
       list_size: documents a list; the data's longest list by default.
-      lengths: sequence lengths to which a batch may be padded; each is compiled once.
+      layout: how documents become rows of tokens. "auto" is packed in one process and bucketed in several;
+        "bucketed" pads a batch to the shortest of `lengths` that fits, "padded" to the contract's `max_length`.
+      lengths: bucketed: sequence lengths to which a batch may be padded; each is compiled once.
       seed: seed of initialisation, data order and dropout.
       train_split: split to train on.
       validation_split: split whose loss is watched, or None.
@@ -203,23 +208,18 @@ def train(
 
     # ---- mesh and model --------------------------------------------------------------------------------------
     mesh = mesh or make_mesh()
-    trainer.check_batch_size(batch_size, accumulation, mesh)
+    layout = Layout.of(layout)
+    if layout.kind == "auto":
+        layout = dataclasses.replace(layout, kind="packed" if jax.process_count() == 1 else "bucketed")
+    trainer.check_batch_size(batch_size, accumulation, mesh, packed=layout.kind == "packed")
     choose = functools.partial(
         choose_student, initial_checkpoint, model, initialiser, seed, vocabulary, contract, dropout_rate
     )
     student = resumed_student(model_dir) or choose()
-    spec = trainer.StepSpec(
-        config=student.config,
-        compute=compute or Compute(),
-        label_ids=student.contract.label_ids(student.tokenizer),
-        loss=loss,
-        optimizer=optimizers.build(optimizer(learning_rate), max_grad_norm),
-        accumulation=accumulation,
-    )
+    built_optimizer = optimizers.build(optimizer(learning_rate), max_grad_norm)
     abstract = train_state.abstract_state(
-        t5.abstract_params(student.config), t5.logical_axes(student.config), spec.optimizer, mesh
+        t5.abstract_params(student.config), t5.logical_axes(student.config), built_optimizer, mesh
     )
-    step_fn, validate_fn = trainer.compile_steps(spec, abstract, mesh)
     announce(
         f"student: {student.config.num_params / 1e6:.1f}M parameters from {student.source}; "
         f"mesh {dict(mesh.shape)} on {mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
@@ -236,6 +236,9 @@ def train(
         seed=seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        platform=mesh.devices.flat[0].platform,
+        ways=batch_ways(mesh),
+        accumulation=accumulation,
     )
     open_stores = functools.partial(
         data.open_stores, mixture_or_task_name, use_cached=use_cached, seqio_cache_dirs=seqio_cache_dirs
@@ -264,17 +267,32 @@ def train(
         state = train_state.TrainState(**tree)
         announce(f"resuming {model_dir} at step {position['step']}")
     else:
-        state, position = initial_state(student, spec, seed, abstract), stored_position(0, math.inf)
+        state, position = (
+            initial_state(student, built_optimizer, seed, abstract),
+            stored_position(0, math.inf),
+        )
         student = dataclasses.replace(student, make_params=lambda: None)  # frees imported parameters
     step = position["step"]
     best = math.inf if position["best_validation_loss"] is None else position["best_validation_loss"]
+
+    # ---- batches, and the steps compiled for their layout ----------------------------------------------------
+    batches = open_batches(stores, layout=layout, rates=rates, start_step=step)
+    spec = trainer.StepSpec(
+        config=student.config,
+        compute=compute or Compute(),
+        label_ids=student.contract.label_ids(student.tokenizer),
+        loss=loss,
+        optimizer=built_optimizer,
+        accumulation=accumulation,
+        slots=batches.layout.slots if batches.layout.kind == "packed" else None,
+    )
+    step_fn, validate_fn = trainer.compile_steps(spec, abstract, mesh)
 
     # ---- the loop --------------------------------------------------------------------------------------------
     schedule = learning_rate if callable(learning_rate) else (lambda _: learning_rate)
     monitor = StepMonitor(
         model_dir, total_steps, step, log_every, schedule, is_writer=jax.process_index() == 0
     )
-    batches = open_batches(stores, rates=rates, start_step=step)
     with contextlib.ExitStack() as stack:
         stack.callback(monitor.close)
         stack.callback(checkpoints.close)  # waits for a save in flight, whatever ended the loop
@@ -282,7 +300,7 @@ def train(
         stack.enter_context(batches)
         while step < total_steps and not interruption.requested:
             batch = next(batches)
-            state, metrics = step_fn(state, put_batch(batch, mesh))
+            state, metrics = step_fn(state, trainer.put_batch(batch, mesh))
             step += 1
             monitor.add(step, metrics, batch.examples)
 
@@ -291,7 +309,7 @@ def train(
             if validation_split and (step % validation_period == 0 or last):
                 monitor.drain()
                 with monitor.pause():
-                    one_pass = open_batches(held_out, shuffle=False, num_epochs=1)
+                    one_pass = open_batches(held_out, layout=batches.layout, shuffle=False, num_epochs=1)
                     validation_loss = validate(
                         validate_fn, state.params, one_pass, validation_batches, mesh, interruption
                     )
@@ -321,12 +339,12 @@ def stored_position(step: int, best: float) -> dict[str, Any]:
 
 
 def initial_state(
-    student: Student, spec: trainer.StepSpec, seed: int, abstract: train_state.TrainState
+    student: Student, optimizer: Any, seed: int, abstract: train_state.TrainState
 ) -> train_state.TrainState:
     """The state of step 0: imported parameters, or random ones created in their shards."""
     if student.source == RANDOM:
-        return train_state.initialise(student.make_params, spec.optimizer, seed, abstract)
-    return train_state.from_params(student.make_params(), spec.optimizer, seed, abstract)
+        return train_state.initialise(student.make_params, optimizer, seed, abstract)
+    return train_state.from_params(student.make_params(), optimizer, seed, abstract)
 
 
 def validate(
@@ -352,7 +370,8 @@ def validate(
             if interruption.requested:
                 return None
             metrics = {
-                name: float(value) for name, value in validate_fn(params, put_batch(batch, mesh)).items()
+                name: float(value)
+                for name, value in validate_fn(params, trainer.put_batch(batch, mesh)).items()
             }
             if not math.isfinite(metrics["loss"]):
                 raise NonFiniteLossError(

@@ -1,11 +1,17 @@
 """The training and validation steps: pure functions of a state and a batch, jitted with shardings.
 
-A batch is a dictionary of global arrays, lists first (see `architecture.md`):
+A padded batch is a dictionary of global arrays, lists first (see `architecture.md`):
 
 - `tokens` int32 `[batch, list, length]`, 0 is padding;
 - `list_mask` bool `[batch, list]`, True for real documents;
 - `teacher_logits` float32 `[batch, list, 2]`, raw, in the order [false, true];
 - `relevance` float32 `[batch, list]`, 1, 0, or -1 where unknown.
+
+A packed batch comes in micro-batches, of which `micro_batches` (int32 scalar) are in use:
+
+- `tokens`, `segment_ids` int32 `[micro, rows, length]`: several documents a row, see `packing.Packed`;
+- `places` int32 `[micro, lists, list]`: where a document's logits are, row x slots + slot;
+- `list_mask`, `teacher_logits`, `relevance` as above, with `[micro, lists, list]` in front.
 """
 
 from __future__ import annotations
@@ -17,10 +23,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inranker_jax import losses, train_state
+from inranker_jax import losses, partitioning, train_state
 from inranker_jax.errors import InputError
 from inranker_jax.models import Compute, T5Config, t5
 from inranker_jax.partitioning import batch_sharding, batch_ways, replicated
@@ -40,7 +47,8 @@ class StepSpec:
       label_ids: vocabulary ids of the label pieces, (false, true), or a single one (RankT5).
       loss: a function under the contract of `inranker_jax.losses`.
       optimizer: the optax optimiser, clipping included.
-      accumulation: number of micro-batches into which a batch is split.
+      accumulation: number of micro-batches into which a padded batch is split; packed ones are already.
+      slots: most documents a row of packed batches; None for padded ones.
     """
 
     config: T5Config
@@ -49,6 +57,7 @@ class StepSpec:
     loss: Callable[..., jax.Array]
     optimizer: optax.GradientTransformation
     accumulation: int = 1
+    slots: int | None = None
 
 
 def false_true(logits: jax.Array) -> jax.Array:
@@ -64,7 +73,7 @@ def false_true(logits: jax.Array) -> jax.Array:
 def forward(
     spec: StepSpec, params: Any, tokens: jax.Array, dropout_key: jax.Array | None = None
 ) -> jax.Array:
-    """The student's [false, true] logits.
+    """The student's [false, true] logits of a padded batch.
 
     Args:
       spec: the step's definition.
@@ -82,15 +91,84 @@ def forward(
     return false_true(logits).reshape(batch, list_size, 2)
 
 
+def forward_packed(
+    spec: StepSpec, params: Any, part: Batch, dropout_key: jax.Array | None = None
+) -> jax.Array:
+    """The student's [false, true] logits of one packed micro-batch.
+
+    Args:
+      spec: the step's definition, with `slots`.
+      params: the parameters.
+      part: `tokens` and `segment_ids` int32 `[rows, length]`, `places` int32 `[lists, list]`.
+      dropout_key: a key for dropout, or None for none.
+
+    Returns:
+      float32 `[lists, list, 2]`; masked documents have some other document's.
+    """
+    label_ids = jnp.asarray(spec.label_ids, jnp.int32)
+    logits = t5.apply(
+        spec.config,
+        params,
+        part["tokens"],
+        label_ids,
+        segment_ids=part["segment_ids"],
+        slots=spec.slots,
+        compute=spec.compute,
+        dropout_key=dropout_key,
+    )
+    return jnp.take(false_true(logits).reshape(-1, 2), part["places"], axis=0)
+
+
+def _loss_share(
+    spec: StepSpec, counts: tuple[jax.Array, ...], params: Any, part: Batch, key: jax.Array | None
+) -> jax.Array:
+    """What a batch, or a part of one, adds to the mean loss of the whole."""
+    if spec.slots is None:
+        logits = forward(spec, params, part["tokens"], key)
+    else:
+        logits = forward_packed(spec, params, part, key)
+    return losses.mean_over(counts, spec.loss, logits, part, where=part["list_mask"])
+
+
+def _valid_counts(spec: StepSpec, batch: Batch) -> tuple[jax.Array, ...]:
+    """Counted over the whole batch, so that the shares of its micro-batches add up exactly."""
+    if spec.slots is not None:
+        names = ("list_mask", *losses.targets_of(spec.loss))
+        batch = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in names if name in batch}
+    return losses.valid_counts(spec.loss, batch, where=batch["list_mask"])
+
+
+def _over_micro_batches(batch: Batch, function: Callable[[Batch, jax.Array], Any]) -> Any:
+    """Adds up `function(part, index)` over the micro-batches in use of a packed batch.
+
+    Their number is a value, not a shape: a step costs what it holds, and no number is compiled anew.
+    """
+    parts = {name: value for name, value in batch.items() if name != "micro_batches"}
+
+    def at(index: jax.Array) -> Any:
+        return function({name: value[index] for name, value in parts.items()}, index)
+
+    first = jnp.zeros((), jnp.int32)
+    if batch["tokens"].shape[0] == 1:
+        return at(first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(at, first))
+    return jax.lax.fori_loop(
+        0, batch["micro_batches"], lambda index, total: jax.tree.map(jnp.add, total, at(index)), zeros
+    )
+
+
 def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-    # Counted over the whole batch, so that the shares of its micro-batches add up exactly.
-    counts = losses.valid_counts(spec.loss, batch, where=batch["list_mask"])
+    counts = _valid_counts(spec, batch)
     use_dropout = spec.config.dropout_rate > 0
 
     def loss_fn(params: Any, part: Batch, part_key: jax.Array) -> jax.Array:
-        logits = forward(spec, params, part["tokens"], part_key if use_dropout else None)
-        return losses.mean_over(counts, spec.loss, logits, part, where=part["list_mask"])
+        return _loss_share(spec, counts, params, part, part_key if use_dropout else None)
 
+    if spec.slots is not None:
+        return _over_micro_batches(
+            batch,
+            lambda part, index: jax.value_and_grad(loss_fn)(params, part, jax.random.fold_in(key, index)),
+        )
     if spec.accumulation == 1:
         return jax.value_and_grad(loss_fn)(params, batch, key)
 
@@ -109,22 +187,31 @@ def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tup
     return loss, gradients
 
 
+def _token_counts(spec: StepSpec, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Tokens that are not padding, and those that are computed."""
+    if spec.slots is None:
+        return jnp.sum(batch["tokens"] != spec.config.pad_token_id), jnp.asarray(batch["tokens"].size)
+    _, rows, length = batch["tokens"].shape
+    return jnp.sum(batch["segment_ids"] != 0), batch["micro_batches"] * (rows * length)
+
+
 def train_step(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One optimiser step.
 
     Returns:
       The next state, and float32 scalars: `loss` (mean over the batch), `grad_norm` (before clipping),
-      `documents`, `useful_tokens` (not padding) and `tokens` (padding included).
+      `documents`, `useful_tokens` (not padding) and `tokens` (all that were computed).
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
     loss, gradients = _gradients(spec, state.params, batch, key)
     updates, opt_state = spec.optimizer.update(gradients, state.opt_state, state.params)
+    useful_tokens, tokens = _token_counts(spec, batch)
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(gradients),
         "documents": jnp.sum(batch["list_mask"]),
-        "useful_tokens": jnp.sum(batch["tokens"] != spec.config.pad_token_id),
-        "tokens": jnp.asarray(batch["tokens"].size),
+        "useful_tokens": useful_tokens,
+        "tokens": tokens,
     }
     new_state = dataclasses.replace(
         state,
@@ -142,9 +229,11 @@ def validation_step(spec: StepSpec, params: Any, batch: Batch) -> Metrics:
       float32 scalars `loss` (mean over the batch) and `count`, the number of entries that the loss (its first
       term, in a sum) averages over; means over many batches are weighted by it.
     """
-    logits = forward(spec, params, batch["tokens"])
-    counts = losses.valid_counts(spec.loss, batch, where=batch["list_mask"])
-    loss = losses.mean_over(counts, spec.loss, logits, batch, where=batch["list_mask"])
+    counts = _valid_counts(spec, batch)
+    if spec.slots is None:
+        loss = _loss_share(spec, counts, params, batch, None)
+    else:
+        loss = _over_micro_batches(batch, lambda part, _: _loss_share(spec, counts, params, part, None))
     return {"loss": loss, "count": counts[0]}
 
 
@@ -162,7 +251,8 @@ def compile_steps(
       `(train, validate)`: `train(state, batch) -> (state, metrics)`, `validate(params, batch) -> metrics`.
     """
     shardings = train_state.shardings_of(abstract)
-    rows, whole = batch_sharding(mesh), replicated(mesh)
+    # A packed batch is taken as `put_batch` placed it: not all of it is divided in the same way.
+    rows, whole = batch_sharding(mesh) if spec.slots is None else None, replicated(mesh)
     train = jax.jit(
         lambda state, batch: train_step(spec, state, batch),
         in_shardings=(shardings, rows),
@@ -188,9 +278,34 @@ def _in_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return call
 
 
-def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
-    """Raises InputError unless `batch_size` splits into `accumulation` micro-batches over the mesh."""
-    ways = batch_ways(mesh)
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Places a padded or packed batch on the mesh as global arrays.
+
+    Args:
+      batch: as the steps take it. Padded: this process's lists. Packed: the whole batch, of the only process.
+      mesh: the device mesh. Lists of padded batches, rows and lists of packed micro-batches are divided over its
+        batch axes.
+
+    Returns:
+      Global arrays.
+    """
+    if "segment_ids" not in batch:
+        return partitioning.put_batch(batch, mesh)
+    inner = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
+    return {
+        name: jax.device_put(value, inner if np.ndim(value) else replicated(mesh))
+        for name, value in batch.items()
+    }
+
+
+def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh, packed: bool = False) -> None:
+    """Raises InputError unless `batch_size` splits into `accumulation` micro-batches over the mesh.
+
+    Packed batches divide rows over the mesh, not lists: any positive size with at least `accumulation` lists will do.
+    """
+    ways = 1 if packed else batch_ways(mesh)
+    if packed and 1 <= accumulation <= batch_size:
+        return
     if accumulation < 1 or batch_size < 1 or batch_size % (accumulation * ways):
         step = max(accumulation, 1) * ways
         near = max(step, batch_size // step * step)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from inranker_jax import packing
+from inranker_jax.data import micro_batches
 from inranker_jax.data.order import GlobalOrder
 from inranker_jax.data.store import Example, ExampleStore
 from inranker_jax.errors import InputError
+from inranker_jax.packing import Layout
 from inranker_jax.prompts import ScoringContract, Tokenizer, pad_batch
 
 DEFAULT_LENGTHS = (128, 256, 384, 512)
+_SAMPLE_STEPS, _SAMPLE_SEQUENCES = 8, 512
 
 
 class Batch(dict[str, np.ndarray]):
     """Arrays by name, and what they were made of.
 
-    With b lists (this process's rows), L documents per list and T tokens:
+    Padded or bucketed, with b lists (this process's rows), L documents per list and T tokens:
 
     - `tokens` int32 `[b, L, T]`, 0 where there is nothing;
     - `list_mask` bool `[b, L]`, True for real documents;
@@ -30,6 +35,13 @@ class Batch(dict[str, np.ndarray]):
 
     Lists shorter than L, and the rows of a last batch that is not full, are padded with zero tokens and
     `list_mask` False (`relevance` -1).
+
+    Packed, in M micro-batches of r rows of T tokens and of l lists, all static:
+
+    - `tokens`, `segment_ids` int32 `[M, r, T]`, as in `packing.Packed`;
+    - `places` int32 `[M, l, L]`, where a document's logits are in the micro-batch: row x slots + slot;
+    - `list_mask` bool, `relevance` float32 `[M, l, L]`, `teacher_logits` float32 `[M, l, L, 2]` as above;
+    - `micro_batches` int32 `[]`, how many of the M are in use; the others are all padding.
 
     Attributes:
       step: number of the batch in the stream, from 0.
@@ -64,6 +76,10 @@ class BatchMaker:
         lengths: Sequence[int],
         process_index: int,
         process_count: int,
+        layout: Layout | str = "bucketed",
+        platform: str = "cpu",
+        ways: int = 1,
+        accumulation: int = 1,
     ):
         """See `BatchStream`."""
         longest = max(store.max_list_size for store in stores)
@@ -78,20 +94,35 @@ class BatchMaker:
             raise InputError(f"process {process_index} of {process_count}: expected 0 <= index < count.")
         if batch_size < 1 or batch_size % process_count:
             raise InputError(f"batch_size={batch_size} does not split over {process_count} processes.")
-        if any(length < 1 for length in lengths):
-            raise InputError(f"lengths={tuple(lengths)}: expected positive numbers of tokens.")
+        layout = Layout.of(layout)
+        if layout.lengths is None:
+            layout = dataclasses.replace(layout, lengths=tuple(lengths))
+        self.layout = layout.resolve(platform, contract.max_length)
+        if self.layout.kind == "packed" and process_count > 1:
+            raise InputError(
+                f"layout 'packed' with {process_count} processes is not supported yet: it works in one process, with "
+                "any number of devices. Use layout 'bucketed' or 'padded'."
+            )
         self.stores, self.order, self.contract, self.tokenizer = list(stores), order, contract, tokenizer
         self.batch_size, self.list_size = batch_size, list_size
         self.rows = batch_size // process_count
         self.process_index = process_index
-        shorter = {length for length in lengths if length < contract.max_length}
         # Processes see different rows, and must agree on the shape without asking each other.
-        self.lengths = (
-            (contract.max_length,) if process_count > 1 else (*sorted(shorter), contract.max_length)
-        )
+        self.lengths = (contract.max_length,) if process_count > 1 else self.layout.lengths or ()
         self.has_teacher_logits = all(store.has_teacher_logits for store in stores)
         # Fails now, not in the thread, when the vocabulary lacks a label piece.
         contract.label_ids(tokenizer)
+        self.shape: micro_batches.Shape | None = None
+        if self.layout.kind == "packed":
+            sample = list(self._sample())
+            if layout.row_length is None:
+                length = micro_batches.choose_row_length(contract.max_length, layout.slots, sample)
+                self.layout = dataclasses.replace(layout, row_length=length).resolve(
+                    platform, contract.max_length
+                )
+            self.shape = micro_batches.choose_shape(
+                self.layout, batch_size, list_size, sample, ways=ways, accumulation=accumulation
+            )
 
     @property
     def num_batches(self) -> int | None:
@@ -117,29 +148,86 @@ class BatchMaker:
     def __call__(self, step: int) -> Batch:
         """Makes the batch of a step."""
         examples = self.examples_at(step)
-        queries = [example.query for example in examples for _ in example.documents]
-        documents = [document for example in examples for document in example.documents]
-        sequences = self.contract.encode(self.tokenizer, queries, documents)
-        longest = max((len(sequence) for sequence in sequences), default=1)
-        length = next(length for length in self.lengths if length >= longest)
-
-        list_mask = np.zeros((self.rows, self.list_size), bool)
-        for row, example in enumerate(examples):
-            list_mask[row, : len(example)] = True
-        tokens = np.zeros((self.rows, self.list_size, length), np.int32)
-        # Boolean indexing walks rows, then documents: the order in which `sequences` was made.
-        tokens[list_mask] = pad_batch(sequences, length)
-        relevance = np.full((self.rows, self.list_size), -1, np.float32)
-        teacher_logits = np.zeros((self.rows, self.list_size, 2), np.float32)
-        for row, example in enumerate(examples):
-            relevance[row, : len(example)] = example.relevance
-            if self.has_teacher_logits:
-                teacher_logits[row, : len(example)] = example.teacher_logits
-        arrays = {"tokens": tokens, "list_mask": list_mask, "relevance": relevance}
-        if self.has_teacher_logits:
-            arrays["teacher_logits"] = teacher_logits
+        sequences = self._encode(examples)
+        if self.shape is None:
+            arrays = self._padded(examples, sequences)
+        else:
+            arrays = self._packed(examples, sequences, self.shape)
         ids = [(example.query_id, example.document_ids) for example in examples]
         return Batch(arrays, step, ids + [("", ())] * (self.rows - len(examples)))
+
+    def _encode(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        queries = [example.query for example in examples for _ in example.documents]
+        documents = [document for example in examples for document in example.documents]
+        return self.contract.encode(self.tokenizer, queries, documents)
+
+    def _sample(self) -> Iterator[list[np.ndarray]]:
+        """Token numbers of the lists of the first steps, the same whatever step the stream starts with."""
+        seen = 0
+        for step in range(_SAMPLE_STEPS):
+            examples = self.examples_at(step)
+            if not examples or seen >= _SAMPLE_SEQUENCES:
+                return
+            lengths = _list_lengths(examples, self._encode(examples))
+            seen += sum(map(len, lengths))
+            yield lengths
+
+    def _padded(self, examples: Sequence[Example], sequences: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        longest = max((len(sequence) for sequence in sequences), default=1)
+        length = next(length for length in self.lengths if length >= longest)
+        arrays = self._labels(examples, (self.rows,), [(row,) for row in range(len(examples))])
+        tokens = np.zeros((self.rows, self.list_size, length), np.int32)
+        # Boolean indexing walks rows, then documents: the order in which `sequences` was made.
+        tokens[arrays["list_mask"]] = pad_batch(sequences, length)
+        return {"tokens": tokens, **arrays}
+
+    def _packed(
+        self, examples: Sequence[Example], sequences: Sequence[np.ndarray], shape: micro_batches.Shape
+    ) -> dict[str, np.ndarray]:
+        division = micro_batches.divide(_list_lengths(examples, sequences), shape)
+        homes = list(zip(division.micro_batch.tolist(), division.place.tolist(), strict=True))
+        arrays = self._labels(examples, (shape.count, shape.lists), homes)
+        owner = np.repeat(division.micro_batch, [len(example) for example in examples])
+        packed = packing.place(
+            sequences,
+            owner * shape.rows + division.row,
+            division.slot,
+            shape.row_length,
+            shape.count * shape.rows,
+        )
+        places = np.zeros((shape.count, shape.lists, self.list_size), np.int32)
+        flat, start = division.row * shape.slots + division.slot, 0
+        for home, example in zip(homes, examples, strict=True):
+            places[home][: len(example)] = flat[start : start + len(example)]
+            start += len(example)
+        whole = (shape.count, shape.rows, shape.row_length)
+        return {
+            "tokens": packed.tokens.reshape(whole),
+            "segment_ids": packed.segment_ids.reshape(whole),
+            "places": places,
+            "micro_batches": np.asarray(division.used, np.int32),
+            **arrays,
+        }
+
+    def _labels(
+        self, examples: Sequence[Example], lead: tuple[int, ...], homes: Sequence[tuple[int, ...]]
+    ) -> dict[str, np.ndarray]:
+        """Mask and targets `[*lead, L]`, with each example at its home."""
+        list_mask = np.zeros((*lead, self.list_size), bool)
+        relevance = np.full((*lead, self.list_size), -1, np.float32)
+        teacher_logits = np.zeros((*lead, self.list_size, 2), np.float32)
+        for home, example in zip(homes, examples, strict=True):
+            list_mask[home][: len(example)] = True
+            relevance[home][: len(example)] = example.relevance
+            if self.has_teacher_logits:
+                teacher_logits[home][: len(example)] = example.teacher_logits
+        arrays = {"list_mask": list_mask, "relevance": relevance}
+        return {**arrays, "teacher_logits": teacher_logits} if self.has_teacher_logits else arrays
+
+
+def _list_lengths(examples: Sequence[Example], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    return np.split(lengths, np.cumsum([len(example) for example in examples])[:-1]) if examples else []
 
 
 class BatchStream:
@@ -168,6 +256,10 @@ class BatchStream:
         shuffle: bool = True,
         num_epochs: int | None = None,
         prefetch: int = 2,
+        layout: Layout | str = "bucketed",
+        platform: str = "cpu",
+        ways: int = 1,
+        accumulation: int = 1,
     ):
         """Opens a stream.
 
@@ -177,9 +269,9 @@ class BatchStream:
           tokenizer: of the student.
           batch_size: lists per batch over all processes.
           list_size: documents per list; default: the data's longest list.
-          lengths: token lengths to which batches are padded, the smallest that fits; those above the
-            contract's `max_length` are ignored, and `max_length` is always one. With several processes,
-            every batch has `max_length`.
+          lengths: bucketed, where the layout names none: token lengths to which batches are padded, the smallest
+            that fits; those above the contract's `max_length` are ignored, and `max_length` is always one. With
+            several processes, every batch has `max_length`.
           seed: decides the order.
           process_index: this process, from 0.
           process_count: processes that share each batch.
@@ -188,16 +280,34 @@ class BatchStream:
           shuffle: see `GlobalOrder`.
           num_epochs: after how many epochs the stream ends, its last batch padded; None for never.
           prefetch: batches made ahead; 0 makes each when it is asked for.
+          layout: padded, bucketed or packed, see `Batch`. The length of packed rows that it leaves open is chosen
+            for the data.
+          platform: JAX's name of the devices' platform, which decides what else the layout leaves open.
+          ways: packed: devices over which rows and lists of a micro-batch are divided.
+          accumulation: packed: no micro-batch has more than `batch_size` / `accumulation` lists.
 
         Raises:
-          InputError: an argument is out of range, or the data's lists are longer than `list_size`.
+          InputError: an argument is out of range, the data's lists are longer than `list_size`, or batches are to
+            be packed for several processes.
         """
         stores = [stores] if isinstance(stores, ExampleStore) else list(stores)
         order = GlobalOrder([len(store) for store in stores], rates, seed, shuffle, num_epochs)
         if start_step < 0:
             raise InputError(f"start_step={start_step}: expected 0 or more.")
         self.make_batch = BatchMaker(
-            stores, order, contract, tokenizer, batch_size, list_size, lengths, process_index, process_count
+            stores,
+            order,
+            contract,
+            tokenizer,
+            batch_size,
+            list_size,
+            lengths,
+            process_index,
+            process_count,
+            layout,
+            platform,
+            ways,
+            accumulation,
         )
         self.fingerprints: dict[str, dict[str, Any]] = {
             store.name: {"examples": len(store), "sha256": store.fingerprint} for store in stores
@@ -223,6 +333,11 @@ class BatchStream:
     def list_size(self) -> int:
         """Documents per list."""
         return self.make_batch.list_size
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the batches, with nothing left open."""
+        return self.make_batch.layout
 
     def __iter__(self) -> BatchStream:
         return self

@@ -1,0 +1,210 @@
+"""Which lists of a step are computed together: packed micro-batches of one static shape.
+
+A listwise loss needs its list whole, so a list never spans two micro-batches. A step uses as many of them as its
+lists need, which costs what it holds; the array that carries them has room for the worst case, so that nothing
+is compiled twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from inranker_jax import packing
+from inranker_jax.errors import InputError
+from inranker_jax.packing import Layout
+
+_CANDIDATES = 12
+_ROW_LENGTHS = (1, 1.25, 1.5, 2, 3, 4)  # times max_length
+_LONGEST_ROW = 512  # unless twice max_length is more
+# Attention's work grows with the row: at about so many tokens it is as much as all the rest of T5-small's layers.
+_ATTENTION = 3072
+# A micro-batch costs, beside its tokens, the addition of all gradients and the start of every operation: about
+# as much as this share of a call of the usual size.
+_OVERHEAD = 1 / 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The static shape of a packed step.
+
+    Attributes:
+      count: micro-batches that the arrays have room for.
+      rows: rows of a micro-batch.
+      row_length: tokens of a row.
+      slots: most sequences a row.
+      lists: most lists a micro-batch.
+      list_size: documents a list.
+    """
+
+    count: int
+    rows: int
+    row_length: int
+    slots: int
+    lists: int
+    list_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """Where the lists and sequences of a step go.
+
+    Attributes:
+      used: micro-batches in use.
+      micro_batch: int `[lists]`.
+      place: int `[lists]`, from 0 within the micro-batch.
+      row: int `[sequences]`, within the micro-batch.
+      slot: int `[sequences]`, within the row.
+    """
+
+    used: int
+    micro_batch: np.ndarray
+    place: np.ndarray
+    row: np.ndarray
+    slot: np.ndarray
+
+
+def choose_row_length(max_length: int, slots: int | None, sample: Iterable[Sequence[np.ndarray]]) -> int:
+    """Chooses the length of packed rows for the data at hand.
+
+    Rows of `max_length` waste much where most sequences are longer than half of it, since two do not fit; longer
+    rows cost more attention. The choice weighs one against the other.
+
+    Args:
+      max_length: most tokens of a sequence.
+      slots: most sequences a row; None for the default of each length.
+      sample: steps of lists of token numbers `[documents]`.
+
+    Returns:
+      A number of tokens, at least `max_length`.
+    """
+    lengths = np.concatenate([[], *(length for step in sample for length in step)])
+    longest = max(2 * max_length, _LONGEST_ROW)
+    candidates = {
+        _up(int(max_length * factor), 16) for factor in _ROW_LENGTHS if max_length * factor <= longest
+    }
+    best = (np.inf, max_length)
+    for row_length in sorted({max_length, *candidates}):
+        *_, rows = packing.assign(lengths, row_length, slots or packing.default_slots(row_length))
+        best = min(best, (rows * row_length * (1 + row_length / _ATTENTION), row_length))
+    return best[1]
+
+
+def choose_shape(
+    layout: Layout,
+    batch_size: int,
+    list_size: int,
+    sample: Iterable[Sequence[np.ndarray]],
+    *,
+    ways: int = 1,
+    accumulation: int = 1,
+) -> Shape:
+    """Chooses how many rows a micro-batch has: those with which a sample of the data costs least.
+
+    It must hold any single list, and gets no more tokens a device than the layout's `tokens_per_call` except where
+    two of the longest possible lists need them.
+
+    Args:
+      layout: resolved, packed.
+      batch_size: lists a step.
+      list_size: most documents a list.
+      sample: steps of lists of token numbers `[documents]`.
+      ways: devices over which rows are divided.
+      accumulation: least number of micro-batches of a full step: none has more than its share of the lists.
+
+    Returns:
+      The shape.
+
+    Raises:
+      InputError: `accumulation` is not between 1 and the batch size.
+    """
+    if not 1 <= accumulation <= batch_size:
+        raise InputError(
+            f"accumulation={accumulation}: expected 1 to {batch_size}, the lists of a step (batch_size)."
+        )
+    assert layout.row_length is not None
+    assert layout.slots is not None
+    assert layout.tokens_per_call is not None
+    share = -(-batch_size // accumulation)
+    low = _up(list_size, ways)
+    high = max(low, _up(min(max(layout.rows_per_call(ways), 2 * list_size), share * list_size), ways))
+    candidates = sorted({_up(int(rows), ways) for rows in np.linspace(low, high, _CANDIDATES)})
+    steps = [step for step in sample if len(step)]
+    costs = []
+    for rows in candidates:
+        lists = min(share, rows * layout.slots)
+        count = -(-batch_size // min(rows // list_size, lists))
+        shape = Shape(count, rows, layout.row_length, layout.slots, lists, list_size)
+        used = sum(divide(step, shape).used for step in steps)
+        overhead = layout.tokens_per_call * _OVERHEAD
+        costs.append((used * (rows * layout.row_length / ways + overhead), shape))
+    best = min(costs, key=lambda pair: pair[0])[1] if steps else costs[-1][1]
+    return dataclasses.replace(best, lists=_up(best.lists, ways))
+
+
+def divide(lengths: Sequence[np.ndarray], shape: Shape) -> Division:
+    """Divides the lists of a step among micro-batches.
+
+    Lists go, longest first, into the first micro-batch with room. Pairs are packed all at once, and their rows
+    then dealt out.
+
+    Args:
+      lengths: per list the token numbers of its documents.
+      shape: what a micro-batch holds.
+
+    Returns:
+      The division; it uses at most `shape.count` micro-batches where there are no more lists than a step has.
+    """
+    numbers = np.cumsum([0, *map(len, lengths)])
+    if shape.list_size == 1 and shape.lists >= min(len(lengths), shape.rows * shape.slots):
+        row, slot, rows = packing.assign(np.concatenate([[], *lengths]), shape.row_length, shape.slots)
+        micro_batch, row = row // shape.rows, row % shape.rows
+        used = -(-rows // shape.rows)
+    else:
+        micro_batch = np.zeros(len(lengths), np.int32)
+        row, slot = np.zeros(numbers[-1], np.int32), np.zeros(numbers[-1], np.int32)
+        groups = _first_fit(lengths, shape)
+        used = len(groups)
+        for number, group in enumerate(groups):
+            micro_batch[group.lists] = number
+            sequences = np.concatenate([np.arange(numbers[n], numbers[n + 1]) for n in group.lists])
+            row[sequences], slot[sequences] = group.row, group.slot
+    place = np.zeros(len(lengths), np.int32)
+    for number in range(used):
+        (members,) = np.nonzero(micro_batch == number)
+        place[members] = np.arange(len(members))
+    return Division(used, micro_batch, place, row, slot)
+
+
+@dataclasses.dataclass
+class _Group:
+    lists: list[int]
+    lengths: np.ndarray
+    row: np.ndarray
+    slot: np.ndarray
+
+
+def _first_fit(lengths: Sequence[np.ndarray], shape: Shape) -> list[_Group]:
+    groups: list[_Group] = []
+    room = shape.rows * shape.row_length
+    totals = np.array([length.sum() for length in lengths])
+    for number in np.argsort(-totals, kind="stable").tolist():
+        for group in groups:
+            if len(group.lists) == shape.lists or group.lengths.sum() + totals[number] > room:
+                continue
+            together = np.concatenate([group.lengths, lengths[number]])
+            row, slot, count = packing.assign(together, shape.row_length, shape.slots)
+            if count <= shape.rows:
+                group.lists.append(number)
+                group.lengths, group.row, group.slot = together, row, slot
+                break
+        else:
+            row, slot, _ = packing.assign(lengths[number], shape.row_length, shape.slots)
+            groups.append(_Group([number], lengths[number], row, slot))
+    return groups
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
