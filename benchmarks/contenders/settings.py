@@ -1,0 +1,92 @@
+"""Flags, folders and environment that the speed benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pathlib
+import signal
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from .models import SHAPES
+from .workloads import ROOT, SHARED
+
+
+def commas(text: str) -> list[str]:
+    """An argparse type: comma-separated names."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def core_numbers(text: str) -> list[int]:
+    """An argparse type: how many cores, of those that this process may use."""
+    usable = (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
+    if not 1 <= int(text) <= len(usable):
+        raise argparse.ArgumentTypeError(f"{text} cores; this process may use {len(usable)}")
+    return usable[: int(text)]
+
+
+def add_common(parser: argparse.ArgumentParser, name: str, rounds: int) -> None:
+    """Adds the flags of scoring.py and training.py."""
+    add_folders(parser, name)
+    parser.add_argument("--model", choices=SHAPES, default="t5-small", help="shape; the weights are random")
+    parser.add_argument("--rounds", type=int, default=rounds, help="times that each contender has its turn")
+    parser.add_argument(
+        "--contenders", type=commas, default=[], help="only those with one of these in the name"
+    )
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="gpu: PyTorch and ours only")
+    parser.add_argument(
+        "--cores", type=core_numbers, default=str(min(2, os.cpu_count() or 1)), help="default: 2"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=1200, help="seconds for a single answer of a contender"
+    )
+
+
+def add_folders(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds the flags that say where files are."""
+    parser.add_argument("--output_dir", type=pathlib.Path, default=ROOT / "outputs" / name)
+    parser.add_argument(
+        "--work_dir", type=pathlib.Path, default=ROOT / "outputs" / "benchmark_models",
+        help="models and compiled programs, kept for the next run",
+    )  # fmt: skip
+    parser.add_argument("--shared", type=pathlib.Path, default=SHARED, help="folder of the real collections")
+
+
+def environment(flags: argparse.Namespace) -> dict[str, str]:
+    """Variables of all workers. Compiled programs are kept apart from the user's own."""
+    caches = flags.work_dir.resolve()
+    found = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "JAX_COMPILATION_CACHE_DIR": str(caches / "xla"),
+    }
+    return found if flags.device == "gpu" else {**found, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@contextlib.contextmanager
+def run_folder(flags: argparse.Namespace) -> Iterator[pathlib.Path]:
+    """Makes the folders of a run, and one for its temporary files; SIGTERM ends the run as Ctrl-C does."""
+    flags.output_dir = flags.output_dir.resolve()
+    flags.work_dir = flags.work_dir.resolve()
+    for folder in (flags.output_dir, flags.work_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
+            yield pathlib.Path(temporary)
+    except KeyboardInterrupt:
+        raise SystemExit(f"interrupted; what was measured is in {flags.output_dir}") from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
