@@ -7,6 +7,7 @@ import pathlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("INRANKER_JAX_COMPILATION_CACHE", "off")
 
 import jax
 import pytest

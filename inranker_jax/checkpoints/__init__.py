@@ -51,9 +51,11 @@ def load_model(path_or_hub_id: str | os.PathLike[str], *, on_host: bool = False)
     Raises:
       InputError: where there is no such model or its parts do not fit together.
     """
-    from inranker_jax.checkpoints import huggingface, native
+    from inranker_jax.checkpoints import folders, huggingface
 
     source = os.fspath(path_or_hub_id)
-    if native.is_native(source):
+    if folders.is_native(source):
+        from inranker_jax.checkpoints import native  # and Orbax, which takes a while
+
         return native.load(source)
     return huggingface.load(source, place=(lambda _, array: array) if on_host else None)

@@ -1,4 +1,4 @@
-"""Writing a folder so that its name always means something complete."""
+"""Folders: where a training run keeps its checkpoints, and writing one that is complete or not there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,27 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from inranker_jax.errors import InputError
+
+# What is in the folder of a training run.
+STEPS = "checkpoints"
+TOKENIZER = "tokenizer"
+
+
+def locate_run(path: str) -> tuple[pathlib.Path, int | None] | None:
+    """Resolves a run folder, its `checkpoints` folder or one step to (run folder, step or None)."""
+    folder = pathlib.Path(path).absolute()
+    if (folder / STEPS).is_dir() and not (folder / "config.json").exists():
+        return folder, None
+    if folder.name == STEPS and folder.is_dir():
+        return folder.parent, None
+    if folder.parent.name == STEPS and folder.name.isdigit() and folder.is_dir():
+        return folder.parent.parent, int(folder.name)
+    return None
+
+
+def is_native(path: str) -> bool:
+    """Whether `path` is a run's folder, its `checkpoints` folder, or one step in it."""
+    return locate_run(path) is not None
 
 
 @contextlib.contextmanager

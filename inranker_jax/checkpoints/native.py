@@ -21,12 +21,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from inranker_jax import quiet
+from inranker_jax.checkpoints.folders import STEPS, TOKENIZER, locate_run
 from inranker_jax.errors import InputError
 from inranker_jax.models import T5Config, t5
 from inranker_jax.prompts import ScoringContract, Tokenizer
 
-STEPS = "checkpoints"
-TOKENIZER = "tokenizer"
 METRIC = "validation_loss"
 
 
@@ -172,23 +171,6 @@ class Checkpointer:
         self._manager.close()
 
 
-def _locate(path: str) -> tuple[pathlib.Path, int | None] | None:
-    """Resolves a run folder, its `checkpoints` folder or one step to (run folder, step or None)."""
-    folder = pathlib.Path(path).absolute()
-    if (folder / STEPS).is_dir() and not (folder / "config.json").exists():
-        return folder, None
-    if folder.name == STEPS and folder.is_dir():
-        return folder.parent, None
-    if folder.parent.name == STEPS and folder.name.isdigit() and folder.is_dir():
-        return folder.parent.parent, int(folder.name)
-    return None
-
-
-def is_native(path: str) -> bool:
-    """Whether `path` is a run's folder, its `checkpoints` folder, or one step in it."""
-    return _locate(path) is not None
-
-
 def describe(path: str) -> tuple[ModelDescription, Tokenizer] | None:
     """Description and tokenizer of a run's newest step, without its arrays; None where there is no step."""
     root = pathlib.Path(path).absolute()
@@ -215,7 +197,7 @@ def load_parts(path: str) -> tuple[ModelDescription, Any, Tokenizer, str]:
     Raises:
       InputError: there is no complete step, or the tokenizer's folder is missing.
     """
-    located = _locate(path)
+    located = locate_run(path)
     if located is None:
         raise InputError(f"{path} is no training run: expected a folder with {STEPS}/STEP in it.")
     root, step = located

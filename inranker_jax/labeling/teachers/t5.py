@@ -202,10 +202,10 @@ def _axis_table() -> dict[str, tuple[str | None, ...]]:
 
 def _read(source: str, placer: _Placer) -> LoadedModel:
     """Loads a model, each parameter through `placer`."""
-    from inranker_jax.checkpoints import huggingface, native
+    from inranker_jax.checkpoints import folders, huggingface
     from inranker_jax.models import ArchitectureError, trees
 
-    if not native.is_native(source):
+    if not folders.is_native(source):
         try:
             return huggingface.load(source, place=placer)
         except ArchitectureError as error:
@@ -213,6 +213,8 @@ def _read(source: str, placer: _Placer) -> LoadedModel:
                 f"{error} A teacher is read as a T5 reranker where no kind is given. For another model say which: "
                 f"cross-encoder:{source} or bi-encoder:{source}."
             ) from None
+    from inranker_jax.checkpoints import native
+
     loaded = native.load(source)
     flat = {path: placer(path, np.asarray(value)) for path, value in trees.flatten(loaded.params).items()}
     return dataclasses.replace(loaded, params=trees.unflatten(flat))
