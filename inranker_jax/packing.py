@@ -274,6 +274,22 @@ def default_slots(row_length: int) -> int:
     return max(1, row_length // _TOKENS_PER_SLOT)
 
 
+def row_sizes(rows: int, ways: int) -> tuple[int, ...]:
+    """How many rows of a micro-batch of `rows` may be computed: half where that is enough, else all.
+
+    Args:
+      rows: rows of the micro-batch, a multiple of `ways`.
+      ways: devices over which they are divided, and the half must be too.
+
+    Returns:
+      The numbers, ascending.
+
+    >>> row_sizes(8, 2), row_sizes(8, 8)
+    ((4, 8), (8,))
+    """
+    return (rows,) if rows % (2 * ways) else (rows // 2, rows)
+
+
 def useful_share(useful_tokens: float, tokens: float) -> float:
     """The share of the computed tokens that is not padding; 1 where nothing was computed.
 

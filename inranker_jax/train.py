@@ -239,6 +239,7 @@ def train(
         platform=mesh.devices.flat[0].platform,
         ways=batch_ways(mesh),
         accumulation=accumulation,
+        whole_lists=trainer.needs_whole_lists(loss),
     )
     open_stores = functools.partial(
         data.open_stores, mixture_or_task_name, use_cached=use_cached, seqio_cache_dirs=seqio_cache_dirs

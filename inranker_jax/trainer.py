@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inranker_jax import losses, partitioning, train_state
+from inranker_jax import losses, packing, partitioning, train_state
 from inranker_jax.errors import InputError
 from inranker_jax.models import Compute, T5Config, t5
 from inranker_jax.partitioning import batch_sharding, batch_ways, replicated
@@ -35,6 +36,7 @@ from inranker_jax.train_state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +143,22 @@ def _valid_counts(spec: StepSpec, batch: Batch) -> tuple[jax.Array, ...]:
 def _over_micro_batches(batch: Batch, function: Callable[[Batch, jax.Array], Any]) -> Any:
     """Adds up `function(part, index)` over the micro-batches in use of a packed batch.
 
-    Their number is a value, not a shape: a step costs what it holds, and no number is compiled anew.
+    Their number is a value, not a shape, and one that is half empty leaves that half out: a step costs about what
+    it holds, and nothing is compiled anew.
     """
     parts = {name: value for name, value in batch.items() if name != "micro_batches"}
+    sizes = _row_sizes(batch)
+
+    def first_rows(part: Batch, rows: int) -> Batch:
+        return {**part, **{name: part[name][:rows] for name in ("tokens", "segment_ids")}}
 
     def at(index: jax.Array) -> Any:
-        return function({name: value[index] for name, value in parts.items()}, index)
+        part = {name: value[index] for name, value in parts.items()}
+        if len(sizes) == 1:
+            return function(part, index)
+        half_is_enough = jnp.logical_not(jnp.any(part["segment_ids"][sizes[0] :]))
+        branches = (lambda: function(first_rows(part, sizes[0]), index), lambda: function(part, index))
+        return jax.lax.cond(half_is_enough, *branches)
 
     first = jnp.zeros((), jnp.int32)
     if batch["tokens"].shape[0] == 1:
@@ -155,6 +167,12 @@ def _over_micro_batches(batch: Batch, function: Callable[[Batch, jax.Array], Any
     return jax.lax.fori_loop(
         0, batch["micro_batches"], lambda index, total: jax.tree.map(jnp.add, total, at(index)), zeros
     )
+
+
+def _row_sizes(batch: Batch) -> tuple[int, ...]:
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = math.prod(mesh.shape[name] for name in BATCH_AXES if name in mesh.axis_names)
+    return packing.row_sizes(batch["tokens"].shape[1], ways)
 
 
 def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -191,8 +209,11 @@ def _token_counts(spec: StepSpec, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Tokens that are not padding, and those that are computed."""
     if spec.slots is None:
         return jnp.sum(batch["tokens"] != spec.config.pad_token_id), jnp.asarray(batch["tokens"].size)
-    _, rows, length = batch["tokens"].shape
-    return jnp.sum(batch["segment_ids"] != 0), batch["micro_batches"] * (rows * length)
+    count, _, length = batch["tokens"].shape
+    sizes = jnp.asarray(_row_sizes(batch))
+    needed = jnp.sum(jnp.any(batch["segment_ids"] != 0, axis=2), axis=1)
+    rows = jnp.where(jnp.arange(count) < batch["micro_batches"], sizes[jnp.searchsorted(sizes, needed)], 0)
+    return jnp.sum(batch["segment_ids"] != 0), jnp.sum(rows) * length
 
 
 def train_step(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -276,6 +297,20 @@ def _in_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
             return function(*args)
 
     return call
+
+
+def needs_whole_lists(loss: losses.Loss) -> bool:
+    """Whether a loss looks at the documents of a list together, rather than at one at a time.
+
+    >>> needs_whole_lists(losses.normalized_logit_mse), needs_whole_lists(losses.listwise_kl_divergence)
+    (False, True)
+    """
+    batch = {"teacher_logits": jnp.zeros((1, 2, 2)), "relevance": jnp.zeros((1, 2))}
+    logits, where = jnp.zeros((1, 2, 2)), jnp.ones((1, 2), bool)
+    parts = [part for _, part in losses.parts_of(loss)]
+    # Unreduced, a loss has one value for each of the documents or one for the list.
+    values = [losses.call(part, logits, batch, where=where, reduce_fn=None) for part in parts]
+    return any(value.shape != where.shape for value in values)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

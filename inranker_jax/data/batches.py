@@ -20,7 +20,7 @@ from inranker_jax.packing import Layout
 from inranker_jax.prompts import ScoringContract, Tokenizer, pad_batch
 
 DEFAULT_LENGTHS = (128, 256, 384, 512)
-_SAMPLE_STEPS, _SAMPLE_SEQUENCES = 8, 512
+_SAMPLE_STEPS, _SAMPLE_SEQUENCES = 8, 1024
 
 
 class Batch(dict[str, np.ndarray]):
@@ -42,6 +42,8 @@ class Batch(dict[str, np.ndarray]):
     - `places` int32 `[M, l, L]`, where a document's logits are in the micro-batch: row x slots + slot;
     - `list_mask` bool, `relevance` float32 `[M, l, L]`, `teacher_logits` float32 `[M, l, L, 2]` as above;
     - `micro_batches` int32 `[]`, how many of the M are in use; the others are all padding.
+
+    Where lists need not stay whole, each document is a list of L = 1 there.
 
     Attributes:
       step: number of the batch in the stream, from 0.
@@ -80,6 +82,7 @@ class BatchMaker:
         platform: str = "cpu",
         ways: int = 1,
         accumulation: int = 1,
+        whole_lists: bool = True,
     ):
         """See `BatchStream`."""
         longest = max(store.max_list_size for store in stores)
@@ -113,6 +116,7 @@ class BatchMaker:
         # Fails now, not in the thread, when the vocabulary lacks a label piece.
         contract.label_ids(tokenizer)
         self.shape: micro_batches.Shape | None = None
+        self.whole_lists = whole_lists
         if self.layout.kind == "packed":
             sample = list(self._sample())
             if layout.row_length is None:
@@ -120,8 +124,9 @@ class BatchMaker:
                 self.layout = dataclasses.replace(layout, row_length=length).resolve(
                     platform, contract.max_length
                 )
+            lists, together = (batch_size, list_size) if whole_lists else (batch_size * list_size, 1)
             self.shape = micro_batches.choose_shape(
-                self.layout, batch_size, list_size, sample, ways=ways, accumulation=accumulation
+                self.layout, lists, together, sample, ways=ways, accumulation=accumulation
             )
 
     @property
@@ -161,6 +166,10 @@ class BatchMaker:
         documents = [document for example in examples for document in example.documents]
         return self.contract.encode(self.tokenizer, queries, documents)
 
+    def _units(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """What a packed micro-batch must hold whole: lists or, where the loss allows, single documents."""
+        return examples if self.whole_lists else [part for example in examples for part in _singles(example)]
+
     def _sample(self) -> Iterator[list[np.ndarray]]:
         """Token numbers of the lists of the first steps, the same whatever step the stream starts with."""
         seen = 0
@@ -168,14 +177,15 @@ class BatchMaker:
             examples = self.examples_at(step)
             if not examples or seen >= _SAMPLE_SEQUENCES:
                 return
-            lengths = _list_lengths(examples, self._encode(examples))
+            lengths = _list_lengths(self._units(examples), self._encode(examples))
             seen += sum(map(len, lengths))
             yield lengths
 
     def _padded(self, examples: Sequence[Example], sequences: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         longest = max((len(sequence) for sequence in sequences), default=1)
         length = next(length for length in self.lengths if length >= longest)
-        arrays = self._labels(examples, (self.rows,), [(row,) for row in range(len(examples))])
+        homes = [(row,) for row in range(len(examples))]
+        arrays = self._labels(examples, (self.rows, self.list_size), homes)
         tokens = np.zeros((self.rows, self.list_size, length), np.int32)
         # Boolean indexing walks rows, then documents: the order in which `sequences` was made.
         tokens[arrays["list_mask"]] = pad_batch(sequences, length)
@@ -184,9 +194,11 @@ class BatchMaker:
     def _packed(
         self, examples: Sequence[Example], sequences: Sequence[np.ndarray], shape: micro_batches.Shape
     ) -> dict[str, np.ndarray]:
+        examples = self._units(examples)
         division = micro_batches.divide(_list_lengths(examples, sequences), shape)
         homes = list(zip(division.micro_batch.tolist(), division.place.tolist(), strict=True))
-        arrays = self._labels(examples, (shape.count, shape.lists), homes)
+        lead = (shape.count, shape.lists, shape.list_size)
+        arrays = self._labels(examples, lead, homes)
         owner = np.repeat(division.micro_batch, [len(example) for example in examples])
         packed = packing.place(
             sequences,
@@ -195,7 +207,7 @@ class BatchMaker:
             shape.row_length,
             shape.count * shape.rows,
         )
-        places = np.zeros((shape.count, shape.lists, self.list_size), np.int32)
+        places = np.zeros(lead, np.int32)
         flat, start = division.row * shape.slots + division.slot, 0
         for home, example in zip(homes, examples, strict=True):
             places[home][: len(example)] = flat[start : start + len(example)]
@@ -212,10 +224,10 @@ class BatchMaker:
     def _labels(
         self, examples: Sequence[Example], lead: tuple[int, ...], homes: Sequence[tuple[int, ...]]
     ) -> dict[str, np.ndarray]:
-        """Mask and targets `[*lead, L]`, with each example at its home."""
-        list_mask = np.zeros((*lead, self.list_size), bool)
-        relevance = np.full((*lead, self.list_size), -1, np.float32)
-        teacher_logits = np.zeros((*lead, self.list_size, 2), np.float32)
+        """Mask and targets of shape `lead`, whose last axis is the list's, with each example at its home."""
+        list_mask = np.zeros(lead, bool)
+        relevance = np.full(lead, -1, np.float32)
+        teacher_logits = np.zeros((*lead, 2), np.float32)
         for home, example in zip(homes, examples, strict=True):
             list_mask[home][: len(example)] = True
             relevance[home][: len(example)] = example.relevance
@@ -223,6 +235,19 @@ class BatchMaker:
                 teacher_logits[home][: len(example)] = example.teacher_logits
         arrays = {"list_mask": list_mask, "relevance": relevance}
         return {**arrays, "teacher_logits": teacher_logits} if self.has_teacher_logits else arrays
+
+
+def _singles(example: Example) -> Iterator[Example]:
+    """The documents of a list as lists of one."""
+    for number in range(len(example)):
+        one = slice(number, number + 1)
+        yield dataclasses.replace(
+            example,
+            document_ids=example.document_ids[one],
+            documents=example.documents[one],
+            teacher_logits=None if example.teacher_logits is None else example.teacher_logits[one],
+            relevance=example.relevance[one],
+        )
 
 
 def _list_lengths(examples: Sequence[Example], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -260,6 +285,7 @@ class BatchStream:
         platform: str = "cpu",
         ways: int = 1,
         accumulation: int = 1,
+        whole_lists: bool = True,
     ):
         """Opens a stream.
 
@@ -285,6 +311,8 @@ class BatchStream:
           platform: JAX's name of the devices' platform, which decides what else the layout leaves open.
           ways: packed: devices over which rows and lists of a micro-batch are divided.
           accumulation: packed: no micro-batch has more than `batch_size` / `accumulation` lists.
+          whole_lists: packed: whether the documents of a list must be in one micro-batch. If not, each is a list of
+            its own, which fills rows better and is the same to a loss that looks at one document at a time.
 
         Raises:
           InputError: an argument is out of range, the data's lists are longer than `list_size`, or batches are to
@@ -308,6 +336,7 @@ class BatchStream:
             platform,
             ways,
             accumulation,
+            whole_lists,
         )
         self.fingerprints: dict[str, dict[str, Any]] = {
             store.name: {"examples": len(store), "sha256": store.fingerprint} for store in stores

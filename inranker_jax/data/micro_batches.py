@@ -8,6 +8,7 @@ is compiled twice.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,14 +17,15 @@ from inranker_jax import packing
 from inranker_jax.errors import InputError
 from inranker_jax.packing import Layout
 
-_CANDIDATES = 12
+_CANDIDATES, _SIMULATED_DOCUMENTS = 12, 2048
 _ROW_LENGTHS = (1, 1.25, 1.5, 2, 3, 4)  # times max_length
 _LONGEST_ROW = 512  # unless twice max_length is more
 # Attention's work grows with the row: at about so many tokens it is as much as all the rest of T5-small's layers.
 _ATTENTION = 3072
 # A micro-batch costs, beside its tokens, the addition of all gradients and the start of every operation: about
-# as much as this share of a call of the usual size.
+# as much as this share of a call of the layout's size, or of one that fills any accelerator.
 _OVERHEAD = 1 / 16
+_FULL_CALL = 16384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Shape:
       slots: most sequences a row.
       lists: most lists a micro-batch.
       list_size: documents a list.
+      sizes: numbers of rows of which a micro-batch computes the first that is enough; the last is `rows`.
     """
 
     count: int
@@ -45,6 +48,7 @@ class Shape:
     slots: int
     lists: int
     list_size: int
+    sizes: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Division:
 
     Attributes:
       used: micro-batches in use.
+      rows: rows that are computed in all of them.
       micro_batch: int `[lists]`.
       place: int `[lists]`, from 0 within the micro-batch.
       row: int `[sequences]`, within the micro-batch.
@@ -60,6 +65,7 @@ class Division:
     """
 
     used: int
+    rows: int
     micro_batch: np.ndarray
     place: np.ndarray
     row: np.ndarray
@@ -129,19 +135,40 @@ def choose_shape(
     assert layout.tokens_per_call is not None
     share = -(-batch_size // accumulation)
     low = _up(list_size, ways)
-    high = max(low, _up(min(max(layout.rows_per_call(ways), 2 * list_size), share * list_size), ways))
-    candidates = sorted({_up(int(rows), ways) for rows in np.linspace(low, high, _CANDIDATES)})
-    steps = [step for step in sample if len(step)]
+    most = max(layout.rows_per_call(ways), 2 * list_size if list_size > 1 else 1)
+    high = max(low, min(most // ways * ways, _up(share * list_size, ways)))
+    steps = _resampled([lengths for step in sample for lengths in step], batch_size)
+    needed = [packing.assign(np.concatenate(step), layout.row_length, layout.slots)[2] for step in steps]
+    wanted = [*np.linspace(low, high, _CANDIDATES)]
+    for parts in (1, 2, 3, 4):  # a little more than a step needs, in so many micro-batches
+        wanted += [slack * np.mean(needed or [high]) / parts for slack in (1.03, 1.08, 1.15)]
+    # Even, so that half of a micro-batch can be left out.
+    even = {_up(math.ceil(rows), 2 * ways) for rows in wanted}
+    candidates = {rows for rows in even if low <= rows <= high} or {high}
+    overhead = min(layout.tokens_per_call, _FULL_CALL) * _OVERHEAD
     costs = []
-    for rows in candidates:
+    for rows in sorted(candidates):
         lists = min(share, rows * layout.slots)
         count = -(-batch_size // min(rows // list_size, lists))
-        shape = Shape(count, rows, layout.row_length, layout.slots, lists, list_size)
-        used = sum(divide(step, shape).used for step in steps)
-        overhead = layout.tokens_per_call * _OVERHEAD
-        costs.append((used * (rows * layout.row_length / ways + overhead), shape))
+        sizes = packing.row_sizes(rows, ways)
+        shape = Shape(count, rows, layout.row_length, layout.slots, lists, list_size, sizes)
+        divisions = [divide(step, shape) for step in steps]
+        computed = sum(division.rows for division in divisions) * layout.row_length / ways
+        calls = sum(division.used for division in divisions)
+        costs.append((computed + calls * overhead, shape))
     best = min(costs, key=lambda pair: pair[0])[1] if steps else costs[-1][1]
     return dataclasses.replace(best, lists=_up(best.lists, ways))
+
+
+def _resampled(lists: Sequence[np.ndarray], batch_size: int) -> list[list[np.ndarray]]:
+    """Steps drawn from the sampled lists, some a little larger or smaller: the choice must bear others than these."""
+    if not lists:
+        return []
+    documents = batch_size * np.mean([len(lengths) for lengths in lists])
+    count = int(np.clip(_SIMULATED_DOCUMENTS / documents, 6, 24))
+    rng = np.random.default_rng(0)
+    sizes = np.rint(batch_size * np.linspace(0.94, 1.06, count)).astype(int)
+    return [[lists[number] for number in rng.integers(0, len(lists), size)] for size in sizes]
 
 
 def divide(lengths: Sequence[np.ndarray], shape: Shape) -> Division:
@@ -175,7 +202,10 @@ def divide(lengths: Sequence[np.ndarray], shape: Shape) -> Division:
     for number in range(used):
         (members,) = np.nonzero(micro_batch == number)
         place[members] = np.arange(len(members))
-    return Division(used, micro_batch, place, row, slot)
+    needed = np.zeros(used, np.int64)
+    np.maximum.at(needed, np.repeat(micro_batch, [len(length) for length in lengths]), row + 1)
+    computed = np.array(shape.sizes)[np.searchsorted(shape.sizes, needed)]
+    return Division(used, int(computed.sum()), micro_batch, place, row, slot)
 
 
 @dataclasses.dataclass

@@ -17,6 +17,7 @@ import pytest
 from inranker_jax.data.batches import Batch, BatchStream
 from inranker_jax.data.store import Example, ExampleStore
 from inranker_jax.errors import InputError
+from inranker_jax.packing import Layout
 from inranker_jax.prompts import ScoringContract, Tokenizer
 from tests.data.conftest import VOCABULARY, make_example
 
@@ -238,6 +239,10 @@ def test_bad_arguments(open_stream: Any) -> None:
         ({"start_step": -1}, "start_step"),
         ({"lengths": (0, 8)}, "positive numbers of tokens"),
         ({"rates": [1, 2]}, "one rate per source"),
+        ({"layout": "packd"}, "Did you mean 'packed'"),
+        ({"layout": Layout("packed", row_length=60)}, "row_length is 60"),
+        ({"layout": "packed", "process_count": 2}, "'packed' with 2 processes is not supported yet"),
+        ({"layout": "packed", "accumulation": 5, "whole_lists": True}, "accumulation=5: expected 1 to 4"),
     ):
         with pytest.raises(InputError, match=words):
             open_stream(**arguments)
@@ -248,6 +253,71 @@ def test_a_vocabulary_without_the_label_pieces_fails_at_once(
 ) -> None:
     with pytest.raises(InputError, match="▁falsch"):
         BatchStream(store, contract.replace(label_pieces=("▁falsch", "▁true")), tokenizer, 4)
+
+
+@pytest.mark.parametrize("whole_lists", [True, False])
+def test_packed_arrays_hold_what_the_examples_say(
+    open_stream: Any, store: ExampleStore, contract: ScoringContract, tokenizer: Tokenizer, whole_lists: bool
+) -> None:
+    layout = Layout("packed", row_length=80, slots=5, tokens_per_call=240)
+    stream = open_stream(layout=layout, whole_lists=whole_lists, ways=2, shuffle=False, num_epochs=1)
+    by_ids, shapes = {}, set()
+    for number in range(len(store)):
+        example = store[number]
+        assert example.teacher_logits is not None
+        ids = contract.encode(tokenizer, [example.query] * len(example), list(example.documents))
+        for place, sequence in enumerate(ids):
+            key = (tuple(sequence), *example.teacher_logits[place], example.relevance[place])
+            by_ids[key] = (example.query_id, example.document_ids[place])
+    seen = []
+    for batch in stream:
+        shapes.add(tuple((name, array.shape, array.dtype.name) for name, array in batch.items()))
+        used, tokens = int(batch["micro_batches"]), batch["tokens"]
+        assert 1 <= used <= len(tokens)
+        for name in ("tokens", "segment_ids", "places", "list_mask"):
+            assert not batch[name][used:].any()
+        assert np.count_nonzero(batch["segment_ids"]) == np.count_nonzero(tokens)
+        rows_of_step = []
+        for micro, row in zip(*np.nonzero(batch["list_mask"].any(-1)), strict=True):
+            found = []
+            for place in np.flatnonzero(batch["list_mask"][micro, row]):
+                home, slot = divmod(int(batch["places"][micro, row, place]), 5)
+                ids = tokens[micro, home][batch["segment_ids"][micro, home] == slot + 1]
+                logits = batch["teacher_logits"][micro, row, place]
+                found.append(by_ids[tuple(ids), *logits, batch["relevance"][micro, row, place]])
+            rows_of_step.append(found)
+        lists = [(query, documents) for query, documents in batch.examples if documents]
+        expected = [[(query, document) for document in documents] for query, documents in lists]
+        if not whole_lists:
+            expected = [[pair] for pairs in expected for pair in pairs]
+        assert sorted(rows_of_step) == sorted(expected)
+        seen += rows_of_step
+    assert sum(map(len, seen)) == len(by_ids)
+    assert len(shapes) == 1, "every batch has the same shapes"
+    assert stream.layout.kind == "packed"
+
+
+@pytest.mark.parametrize("start", [1, 4])
+def test_a_packed_stream_restarts_byte_for_byte(open_stream: Any, start: int) -> None:
+    whole = list(itertools.islice(open_stream(layout="packed"), start + 3))
+    resumed = list(itertools.islice(open_stream(layout="packed", start_step=start), 3))
+    for a, b in zip(whole[start:], resumed, strict=True):
+        assert_same(a, b)
+
+
+def test_padded_batches_have_the_longest_length(open_stream: Any) -> None:
+    stream = open_stream(layout="padded", lengths=(16, 32))
+    assert all(batch["tokens"].shape[-1] == 64 for batch in itertools.islice(stream, 4))
+    bucketed = open_stream(layout=Layout("bucketed", lengths=(56,)))
+    assert bucketed.layout.lengths == (56, 64)
+    assert next(open_stream(layout="auto"))["tokens"].ndim == 3
+
+
+def test_the_length_of_packed_rows_is_chosen_for_the_data(open_stream: Any) -> None:
+    chosen = open_stream(layout="packed").layout
+    assert chosen.row_length > 64, "short rows of long pairs would be half empty"
+    assert open_stream(layout=Layout("packed", row_length=64)).layout.row_length == 64
+    assert open_stream(layout=chosen, shuffle=False).layout == chosen
 
 
 def test_wider_lists_are_padded(open_stream: Any) -> None:
