@@ -16,10 +16,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from inranker_jax.models.attention import MASKED_SCORE, attend, product
 from inranker_jax.models.config import Compute, T5Config
-
-# Finite, so that a row without any real token gets a uniform distribution instead of NaN.
-MASKED_SCORE = float(np.finfo(np.float32).min)
+from inranker_jax.models.dropout import dropout, part
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -28,53 +27,6 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
 }
-
-
-def product(equation: str, left: jax.Array, right: jax.Array, dtype: str) -> jax.Array:
-    """`einsum` with operands in `dtype` and a float32 accumulator and result."""
-    return jnp.einsum(equation, left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32)
-
-
-def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
-    """Zeroes entries with probability `rate` and scales the others by `1 / (1 - rate)`; no seed, no dropout.
-
-    The mask is a hash of the seed and of each entry's index, so it does not depend on how `x` is laid out
-    over devices. `jax.random.bernoulli` promises the same, but measured on two CPU cores its masks took 30
-    times as long, and the compiler needed half a second more for every place in the model.
-
-    Args:
-      x: any shape.
-      rate: probability of zero.
-      seed: uint32 [2] of random bits, or None.
-
-    Returns:
-      The shape of `x`.
-    """
-    if seed is None or rate == 0.0:
-        return x
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    bits = _scramble(_scramble(index ^ seed[0]) + seed[1])
-    keep = bits < np.uint32(round((1.0 - rate) * 2**32))
-    return jnp.where(keep, x / (1.0 - rate), 0.0)
-
-
-def _scramble(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 in which every input bit flips every output bit about half of the time.
-
-    Two rounds of multiply and xor-shift with the constants of C. Wellons's `lowbias32` (2018).
-    """
-    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
-def part(seeds: jax.Array | None, start: int, size: int | None = None) -> jax.Array | None:
-    """`seeds[start]`, or `seeds[start : start + size]`; None stays None."""
-    if seeds is None:
-        return None
-    return seeds[start] if size is None else seeds[start : start + size]
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
@@ -115,13 +67,8 @@ class Embedding(nnx.Module):
         self.embedding = normal_param(rngs, shape, ("vocab", "embed"), config.initializer_factor)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """Rows of the table in float32: ids int32 [...] -> [..., embed].
-
-        An id beyond the table (a tokenizer of another model) gives NaN, where plain indexing would quietly
-        give the last row.
-        """
-        table = _whole_rows(self.embedding[...])
-        return table.at[ids].get(mode="fill", fill_value=jnp.nan).astype(jnp.float32)
+        """Rows of the table in float32: ids int32 [...] -> [..., embed]; ids outside are taken for the nearest."""
+        return jnp.take(_whole_rows(self.embedding[...]), ids, axis=0, mode="clip").astype(jnp.float32)
 
 
 def _whole_rows(table: jax.Array) -> jax.Array:
@@ -255,9 +202,7 @@ class Attention(nnx.Module):
           float32 [n, length, embed].
         """
         query, key_states, value = (self._split(p(x)) for p in (self.query, self.key, self.value))
-        scores = product("nhqd,nhkd->nhqk", query, key_states, self.dtype) + bias
-        weights = dropout(masked_softmax(scores, mask), self.rate, seed)
-        context = product("nhqk,nhkd->nhqd", weights, value, self.dtype)
+        context = attend(query, key_states, value, bias, mask, seed, dtype=self.dtype, rate=self.rate)
         return self.out(context.swapaxes(1, 2).reshape(*x.shape[:-1], -1))
 
     def single(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
@@ -283,7 +228,7 @@ class Attention(nnx.Module):
         `sum_l p_l (W_v e_l) = W_v (sum_l p_l e_l)`, so W_v is applied to the pooled state. Both are exact.
 
         Args:
-          x: [n, slots, embed], normed.
+          x: [n, slots, embed], normed; or [1, 1, embed], the same state for every sequence.
           encoded: [n, length, embed], the encoder's output.
           mask: bool [n, slots, length], True on the tokens of the slot's sequence.
           seed: of dropout, or None.
@@ -294,11 +239,14 @@ class Attention(nnx.Module):
         by_head = (encoded.shape[-1], self.heads, -1)
         query = self.query(x).reshape(*x.shape[:-1], self.heads, -1)
         folded = product("nshd,ehd->nshe", query, self.key.kernel[...].reshape(by_head), self.dtype)
-        scores = product("nshe,nle->nshl", folded, encoded, self.dtype)
+        if x.shape[:2] == (1, 1):
+            scores = product("she,nle->nshl", folded[0], encoded, self.dtype)
+        else:
+            scores = product("nshe,nle->nshl", folded, encoded, self.dtype)
         weights = dropout(masked_softmax(scores, mask[:, :, None, :]), self.rate, seed)
         pooled = product("nshl,nle->nshe", weights, encoded, self.dtype)
         context = product("nshe,ehd->nshd", pooled, self.value.kernel[...].reshape(by_head), self.dtype)
-        return self.out(context.reshape(*x.shape[:-1], -1))
+        return self.out(context.reshape(*context.shape[:2], -1))
 
 
 class EncoderLayer(nnx.Module):
@@ -334,7 +282,7 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self, x: jax.Array, encoded: jax.Array, mask: jax.Array, seeds: jax.Array | None
     ) -> jax.Array:
-        """[n, slots, embed] -> the same shape; `encoded`, `mask` as for `Attention.absorbed`, 6 `seeds`."""
+        """[n or 1, slots or 1, embed] -> [n, slots, embed]; arguments as for `Attention.absorbed`, 6 `seeds`."""
         attended = self.self_attention.single(self.pre_self_attention_layer_norm(x), part(seeds, 0))
         x = x + dropout(attended, self.rate, part(seeds, 1))
         normed = self.pre_cross_attention_layer_norm(x)

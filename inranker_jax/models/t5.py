@@ -28,7 +28,9 @@ from jax.sharding import PartitionSpec
 
 from inranker_jax.errors import InputError
 from inranker_jax.models import trees
+from inranker_jax.models.attention import product
 from inranker_jax.models.config import Compute, T5Config
+from inranker_jax.models.dropout import dropout, part
 from inranker_jax.models.layers import (
     DecoderLayer,
     Embedding,
@@ -36,9 +38,6 @@ from inranker_jax.models.layers import (
     Norm,
     Projection,
     RelativePositionBias,
-    dropout,
-    part,
-    product,
 )
 
 Params = dict[str, Any]
@@ -88,11 +87,14 @@ class Decoder(nnx.Module):
     def __call__(
         self, x: jax.Array, encoded: jax.Array, mask: jax.Array, seeds: jax.Array | None
     ) -> jax.Array:
-        """Start states [n, slots, embed], encoder output [n, length, embed], mask bool [n, slots, length].
+        """Start state [embed], encoder output [n, length, embed], mask bool [n, slots, length].
 
         Returns:
           float32 [n, slots, embed].
         """
+        # Until its first look at the encoder's output, the decoder's state is the same for all; dropout ends that.
+        shape = (1, 1) if seeds is None else mask.shape[:2]
+        x = jnp.broadcast_to(x, (*shape, *x.shape))
         x = dropout(x, self.rate, part(seeds, 0))
         for i in range(self.num_layers):
             layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
@@ -131,7 +133,8 @@ class T5CrossEncoder(nnx.Module):
 
         Args:
           tokens: int32 [n, length]; `config.pad_token_id` marks padding, on either side. A row of nothing but
-            padding gives finite values of no meaning. An id outside the vocabulary gives NaN.
+            padding gives finite values of no meaning. A row with an id outside the vocabulary gives
+            NaN (another model's tokenizer, most likely).
           label_ids: int32 [K], for instance the ids of (false, true).
           segment_ids: int32 [n, length] for packed rows: 0 is padding, whatever the token, and i marks the
             tokens of the row's sequence in slot i - 1.
@@ -152,19 +155,23 @@ class T5CrossEncoder(nnx.Module):
         self_mask, cross_mask = _masks(tokens, self.config.pad_token_id, segment_ids, slots)
         encoded = self.encoder(self.token_embedder(tokens), self_mask, part(seeds, 0, in_encoder))
         start = self.token_embedder(jnp.asarray(self.config.decoder_start_token_id))
-        start = jnp.broadcast_to(start, (*cross_mask.shape[:2], self.config.d_model))
         x = self.decoder(start, encoded, cross_mask, part(seeds, in_encoder, in_decoder))
         logits = self._label_logits(x, label_ids)
+        unknown = jnp.any((tokens < 0) | (tokens >= self.config.vocab_size), axis=1)
+        logits = jnp.where(unknown[:, None, None], jnp.nan, logits)
         return logits[:, 0] if segment_ids is None else logits
 
     def _label_logits(self, x: jax.Array, label_ids: jax.Array) -> jax.Array:
-        """Decoder output [n, slots, embed] -> [n, slots, K]: only the rows of the head that are asked for."""
+        """Decoder output [n, slots, embed] -> [n, slots, K]: only the rows of the head that are asked for.
+
+        In float32, which costs nothing here, and because XLA:CPU fails on a bfloat16 gradient that is one value.
+        """
         if self.config.scale_decoder_outputs:
             x = x * self.config.d_model**-0.5
         if self.config.tie_word_embeddings:
-            return product("nse,ke->nsk", x, self.token_embedder(label_ids), self.compute.dtype)
+            return product("nse,ke->nsk", x, self.token_embedder(label_ids), "float32")
         head = jnp.take(self.decoder.logits_dense.kernel[...], label_ids, axis=1)
-        return product("nse,ek->nsk", x, head, self.compute.dtype)
+        return product("nse,ek->nsk", x, head, "float32")
 
 
 def init_params(config: T5Config, seed: int | jax.Array) -> Params:

@@ -1,0 +1,203 @@
+"""Matrix products and attention with a backward pass of their own.
+
+Both exist for speed and memory. A product in bfloat16 keeps bfloat16 operands and float32 sums in its gradient
+too, where JAX's own rule would multiply float32 by bfloat16 and round the result. Attention saves its inputs and
+one number per query instead of all weights (as FlashAttention does: Dao et al. 2022, section 3.1) and, on a CPU,
+takes a few rows at a time, so that their scores stay in the cache: `benchmarks/attention.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inranker_jax.models.dropout import dropout
+
+# Finite, so that a query without any key gets a uniform distribution instead of NaN.
+MASKED_SCORE = float(np.finfo(np.float32).min)
+
+# Scores of one block on a CPU: about what one core's second-level cache holds.
+_BLOCK_BYTES = 2 * 2**20
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def product(equation: str, left: jax.Array, right: jax.Array, dtype: str) -> jax.Array:
+    """`einsum` with operands in `dtype` and a float32 accumulator and result; gradients likewise.
+
+    Args:
+      equation: of two operands, such as "...i,io->...o"; every index occurs in two of the three terms.
+      left: the first operand, float32 or `dtype`.
+      right: the second.
+      dtype: "float32" or "bfloat16".
+
+    Returns:
+      float32.
+    """
+    return _einsum(equation, left, right, dtype)
+
+
+def _einsum(equation: str, left: jax.Array, right: jax.Array, dtype: str) -> jax.Array:
+    return jnp.einsum(equation, left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _product_forward(equation: str, left: jax.Array, right: jax.Array, dtype: str) -> tuple[jax.Array, Any]:
+    types = (jnp.zeros((), left.dtype), jnp.zeros((), right.dtype))
+    left, right = left.astype(dtype), right.astype(dtype)
+    return _einsum(equation, left, right, dtype), (left, right, types)
+
+
+def _product_backward(
+    equation: str, dtype: str, saved: Any, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    left, right, types = saved
+    inputs, result = equation.split("->")
+    first, second = inputs.split(",")
+    to_left = _einsum(f"{result},{second}->{first}", gradient, right, dtype)
+    to_right = _einsum(f"{first},{result}->{second}", left, gradient, dtype)
+    return to_left.astype(types[0].dtype), to_right.astype(types[1].dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """Static settings of `attend`; `rows` of a block, 0 for all of them."""
+
+    dtype: str
+    rate: float
+    rows: int
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array,
+    mask: jax.Array,
+    seed: jax.Array | None = None,
+    *,
+    dtype: str = "float32",
+    rate: float = 0.0,
+) -> jax.Array:
+    """`softmax(query key^T + bias) value` over the keys that `mask` allows, with dropout on the weights.
+
+    Scores and softmax are float32 whatever `dtype`. Weights are divided by their sum after the product with the
+    values, which is the same and cheaper.
+
+    Args:
+      query: [n, heads, length, d_kv]; T5 does not divide scores by sqrt(d_kv).
+      key: the same shape.
+      value: the same shape.
+      bias: float32 [1, heads, length, length].
+      mask: bool [n, 1, 1 or length, length], True where a query may attend to a key.
+      seed: uint32 [2] of dropout, or None for none.
+      dtype: of the products' operands.
+      rate: of dropout.
+
+    Returns:
+      float32 [n, heads, length, d_kv].
+    """
+    n, heads, length, _ = query.shape
+    divided = any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())
+    rows = 0 if divided else max(1, _BLOCK_BYTES // (4 * heads * length * length))
+    options = _Options(dtype, 0.0 if seed is None else rate, rows if rows < n else 0)
+    seed = jnp.zeros(2, jnp.uint32) if seed is None else seed
+    return _attend(options, query, key, value, bias, mask, seed)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(options: _Options, query: Any, key: Any, value: Any, bias: Any, mask: Any, seed: Any) -> Any:
+    return _attend_forward(options, query, key, value, bias, mask, seed)[0]
+
+
+def _attend_forward(
+    options: _Options, query: Any, key: Any, value: Any, bias: Any, mask: Any, seed: Any
+) -> tuple[Any, Any]:
+    query, key, value = (x.astype(options.dtype) for x in (query, key, value))
+
+    def block(first: int, query: Any, key: Any, value: Any, mask: Any) -> Any:
+        scores = _scores(options, query, key, bias, mask)
+        highest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - highest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        if options.rate:
+            weights = dropout(weights, options.rate, seed, first * weights[0].size)
+        context = _einsum("nhqk,nhkd->nhqd", weights, value, options.dtype) / total
+        return (context, highest + jnp.log(total)), ()
+
+    (context, log_total), _ = _by_blocks(options, block, query, key, value, mask)
+    return context, (query, key, value, bias, mask, seed, context, log_total)
+
+
+def _attend_backward(options: _Options, saved: Any, gradient: Any) -> tuple[Any, ...]:
+    query, key, value, bias, mask, seed, context, log_total = saved
+    dtype = options.dtype
+
+    def block(
+        first: int, query: Any, key: Any, value: Any, mask: Any, log_total: Any, gradient: Any, inner: Any
+    ) -> Any:
+        weights = jnp.exp(_scores(options, query, key, bias, mask) - log_total)
+        to_weights = _einsum("nhqd,nhkd->nhqk", gradient, value, dtype)
+        dropped = weights
+        if options.rate:
+            dropped, to_weights = (
+                dropout(x, options.rate, seed, first * weights[0].size) for x in (weights, to_weights)
+            )
+        to_value = _over_queries(dropped, gradient, dtype)
+        to_scores = weights * (to_weights - inner)
+        to_query = _einsum("nhqk,nhkd->nhqd", to_scores, key, dtype)
+        to_key = _over_queries(to_scores, query, dtype)
+        return (to_query, to_key, to_value), (jnp.sum(to_scores, axis=0, keepdims=True),)
+
+    inner = jnp.sum(gradient * context, axis=-1, keepdims=True)
+    gradients, (to_bias,) = _by_blocks(options, block, query, key, value, mask, log_total, gradient, inner)
+    return *gradients, to_bias, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _scores(options: _Options, query: Any, key: Any, bias: Any, mask: Any) -> Any:
+    scores = _einsum("nhqd,nhkd->nhqk", query, key, options.dtype) + bias
+    return jnp.where(mask, scores, MASKED_SCORE)
+
+
+def _over_queries(weights: Any, states: Any, dtype: str) -> Any:
+    """`einsum("nhqk,nhqd->nhkd")`, with the smaller operand and the result transposed and not the weights.
+
+    The barriers keep the compiler from undoing that: XLA:CPU has no bfloat16 product that sums over the rows of its
+    first operand, and notices only when it runs (jax 0.10.2: "Unsupported element type for DotThunk").
+    """
+    transposed = jax.lax.optimization_barrier(jnp.swapaxes(states.astype(dtype), 2, 3))
+    summed = jax.lax.optimization_barrier(_einsum("nhdq,nhqk->nhdk", transposed, weights, dtype))
+    return jnp.swapaxes(summed, 2, 3)
+
+
+def _by_blocks(options: _Options, block: Any, *arrays: Any) -> Any:
+    """`block(first row, *parts)` over parts of the leading axis; it returns (arrays to concatenate, arrays to add).
+
+    Written out instead of `lax.map`: XLA's loops on a CPU took 1.6 times as long, and blocks written out run side
+    by side.
+    """
+
+    def whole(*arrays: Any) -> Any:
+        return block(0, *arrays)
+
+    if not options.rows:
+        return whole(*arrays)
+
+    def parts(*arrays: Any) -> Any:
+        starts = range(0, arrays[0].shape[0], options.rows)
+        done = [block(i, *(x[i : i + options.rows] for x in arrays)) for i in starts]
+        rows, sums = (zip(*results, strict=True) for results in zip(*done, strict=True))
+        return tuple(map(jnp.concatenate, rows)), tuple(
+            map(functools.partial(functools.reduce, jnp.add), sums)
+        )
+
+    return jax.lax.platform_dependent(*arrays, cpu=parts, default=whole)
