@@ -22,6 +22,9 @@ VOCABULARY = 32128
 LABEL_IDS = (6136, 1176)
 
 SHAPES = {
+    "micro": flops.Shape(
+        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2
+    ),
     "tiny": flops.Shape(
         vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=4
     ),

@@ -11,34 +11,12 @@ import numpy as np
 
 from inranker_jax.checkpoints import huggingface
 from inranker_jax.models import T5Config
-from inranker_jax.prompts import ScoringContract, preset
+from inranker_jax.prompts import preset
 from inranker_jax.scorer import Reranker
 
 from . import peaks
-from .models import LABEL_IDS
+from .given_ids import GivenIds, NoTokenizer
 from .worker import sequences_of
-
-
-class GivenIds(ScoringContract):
-    """monoT5's contract, except that a query is the number of a sequence whose ids are known already."""
-
-    def use(self, sequences: list[np.ndarray]) -> None:
-        """Sets the sequences that the numbers stand for."""
-        object.__setattr__(self, "_sequences", sequences)
-
-    def encode(self, tokenizer: Any, queries: Any, documents: Any) -> list[np.ndarray]:
-        """The ids of the numbered sequences."""
-        return [self._sequences[int(query)] for query in queries]  # type: ignore[attr-defined]
-
-    def label_ids(self, tokenizer: Any) -> tuple[int, ...]:
-        """The ids that all contenders read."""
-        return LABEL_IDS
-
-
-class NoTokenizer:
-    """Stands where a tokenizer does; nothing is tokenised."""
-
-    pad_id, eos_id, unk_id, vocab_size = 0, 1, 2, 32128
 
 
 def stored_as_read(params: Any, dtype: str) -> Any:

@@ -27,6 +27,7 @@ class Row:
       precision: of its products.
       workload: what it computed; modes that pad every pair alike get fewer pairs.
       seconds: of each round.
+      amounts: of work done in each round: pairs, or useful tokens in training.
       values: of the first round: scores, or losses of the first steps.
       peak_bytes: largest memory of the process while it ran.
       difference: largest distance of `values` from the reference's.
@@ -39,6 +40,7 @@ class Row:
     precision: str
     workload: Workload
     seconds: list[float] = dataclasses.field(default_factory=list)
+    amounts: list[float] = dataclasses.field(default_factory=list)
     values: list[float] = dataclasses.field(default_factory=list)
     peak_bytes: int = 0
     difference: float | None = None
@@ -47,8 +49,8 @@ class Row:
 
     @property
     def rates(self) -> list[float]:
-        """Pairs a second of each round."""
-        return [len(self.workload.lengths) / seconds for seconds in self.seconds]
+        """Work a second in each round."""
+        return [amount / seconds for amount, seconds in zip(self.amounts, self.seconds, strict=True)]
 
     @property
     def rate(self) -> float | None:
@@ -58,7 +60,7 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a report's JSON."""
         kept = {name: value for name, value in vars(self).items() if name not in ("workload", "values")}
-        return {**kept, "pairs": len(self.workload.lengths), "median_pairs_per_second": self.rate}
+        return {**kept, "pairs": len(self.workload.lengths), "median_rate": self.rate}
 
 
 def ratio(row: Row, other: Row) -> float | None:
@@ -117,8 +119,9 @@ def prepare(
     errors: Mapping[str, str],
     choose: Callable[[Spec, str], Workload | None],
     say: Callable[[str], None],
+    checks: int = 1,
 ) -> list[Row]:
-    """Makes a row of every contender and mode, warmed up and with the values of one run.
+    """Makes a row of every contender and mode, warmed up and with the values of the first runs.
 
     Args:
       specs: all contenders.
@@ -126,6 +129,7 @@ def prepare(
       errors: why others do not.
       choose: the workload of a contender in a mode; None leaves the row out.
       say: told what is going on.
+      checks: how many runs give values.
     """
     rows = []
     for spec in specs:
@@ -141,36 +145,42 @@ def prepare(
             ask = workers[spec.name].ask
             try:
                 row.notes = ask(do="prepare", workload=workload.name, file=str(workload.path), mode=mode)
-                row.values = ask(do="run", workload=workload.name, mode=mode, round=0)["values"]
+                for number in range(checks):
+                    row.values += ask(do="run", workload=workload.name, mode=mode, round=number)["values"]
             except ContenderError as error:
                 row.error = str(error)
     return rows
 
 
-def compare(rows: Sequence[Row], bounds: Mapping[str, float], relative: bool = False) -> Row | None:
-    """Sets the `difference` of each row from the first float32 row that works, and an error beyond its bound.
+def compare(
+    rows: Sequence[Row],
+    bounds: Mapping[str, float],
+    relative: bool = False,
+    expected: Sequence[float] | None = None,
+) -> Row | None:
+    """Sets the `difference` of each row from a reference, and an error where it is beyond its bound.
 
     Args:
       rows: of one workload; a row that has fewer pairs has the first ones.
       bounds: largest difference by precision.
       relative: whether differences are divided by the reference's values.
+      expected: values of the reference; by default those of the first float32 row that works, else of the first.
 
     Returns:
-      The reference row.
+      That row.
     """
     working = [row for row in rows if not row.error]
-    reference = next((row for row in working if row.precision == "float32"), working[0] if working else None)
+    first = next((row for row in working if row.precision == "float32"), working[0] if working else None)
     for row in working:
-        assert reference is not None
-        count = min(len(row.values), len(reference.values))
-        expected = np.array(reference.values[:count])
-        differences = np.abs(np.array(row.values[:count]) - expected)
+        reference = np.array(first.values if expected is None and first else expected)
+        count = min(len(row.values), len(reference))
+        differences = np.abs(np.array(row.values[:count]) - reference[:count])
         if relative:
-            differences /= np.maximum(np.abs(expected), 1e-9)
+            differences /= np.maximum(np.abs(reference[:count]), 1e-9)
         row.difference = float(differences.max())
         if not row.difference <= bounds[row.precision]:
             row.error = f"other values: they differ by {row.difference:.2g} (bound {bounds[row.precision]:g})"
-    return reference
+    return first
 
 
 def take_turns(
@@ -179,6 +189,7 @@ def take_turns(
     rounds: int,
     after_round: Callable[[int], None],
     first: int = 0,
+    amount: Callable[[Row, int], float] = lambda row, _: len(row.workload.lengths),
 ) -> None:
     """Times every row once a round, in an order that is shuffled anew each time, one at a time.
 
@@ -188,6 +199,7 @@ def take_turns(
       rounds: how many.
       after_round: called with the number of rounds done, to save what there is.
       first: number of the first round, which training takes for its batch.
+      amount: work of a row in a round, pairs by default.
     """
     shuffle = random.Random(0)
     for number in range(rounds):
@@ -201,6 +213,7 @@ def take_turns(
                 row.error = str(error)
                 continue
             row.seconds.append(reply["seconds"])
+            row.amounts.append(amount(row, first + number))
             row.peak_bytes = max(row.peak_bytes, reply["peak_bytes"])
         after_round(number + 1)
 

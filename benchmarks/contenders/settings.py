@@ -41,12 +41,16 @@ def add_common(parser: argparse.ArgumentParser, name: str, rounds: int) -> None:
         "--contenders", type=commas, default=[], help="only those with one of these in the name"
     )
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="gpu: PyTorch and ours only")
-    parser.add_argument(
-        "--cores", type=core_numbers, default=str(min(2, os.cpu_count() or 1)), help="default: 2"
-    )
+    add_cores(parser)
     parser.add_argument(
         "--timeout", type=float, default=1200, help="seconds for a single answer of a contender"
     )
+
+
+def add_cores(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that says how many cores everybody gets."""
+    default = str(min(2, os.cpu_count() or 1))
+    parser.add_argument("--cores", type=core_numbers, default=default, help=f"how many (default: {default})")
 
 
 def add_folders(parser: argparse.ArgumentParser, name: str) -> None:

@@ -116,6 +116,16 @@ def head(workload: Workload, pairs: int, folder: pathlib.Path) -> Workload:
     return save(f"{workload.name}-first", folder, sequences_of(arrays)[:pairs])
 
 
+def labelled(
+    workload: Workload, name: str, folder: pathlib.Path, batch_size: int, max_length: int
+) -> Workload:
+    """The pairs of a workload as batches for training, with random teacher logits."""
+    sequences = sequences_of(read_arrays(str(workload.path)))
+    teacher = np.random.default_rng(_SEED).normal(0.0, 3.0, (len(sequences), 2)).astype(np.float32)
+    sizes = {"batch_size": np.asarray(batch_size), "max_length": np.asarray(max_length)}
+    return save(name, folder, sequences, teacher=teacher, **sizes)
+
+
 def available(names: list[str], shared: pathlib.Path) -> tuple[list[str], str | None]:
     """Leaves out collections that are not on this machine; one synthetic mix takes their place.
 
