@@ -34,6 +34,7 @@ from inranker_jax.progress import announce
 CONFIGURABLES = (
     "evaluation.Settings",
     "evaluation.load_reranker",
+    "packing.Layout",
     "partitioning.make_mesh",
     "partitioning.single_device_mesh",
     "prompts.ScoringContract",

@@ -4,9 +4,8 @@
 >>> reranker = Reranker.from_pretrained("unicamp-dl/InRanker-small")  # doctest: +SKIP
 >>> reranker.rank("who wrote Dom Casmurro?", ["A novel of 1899 by Machado de Assis."])  # doctest: +SKIP
 
-Pairs are sorted by length and cut into calls of a few fixed shapes: `lengths` tokens a row, and as many rows
-as make `tokens_per_call`. A call with fewer pairs is filled with dummy rows. So a process compiles at most
-one program per length, and long and short documents do not pay for each other.
+How pairs share the arrays that are computed is a `packing.Layout`: sorted into rows of a few lengths, or several to
+a row. Either way calls have a few fixed shapes, so little is compiled, and short documents do not pay for long ones.
 """
 
 from __future__ import annotations
@@ -14,32 +13,32 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inranker_jax import compilation_cache
 from inranker_jax.errors import InputError
 from inranker_jax.models.config import Compute, T5Config
 from inranker_jax.models.t5 import abstract_params, apply, check_params, logical_axes
+from inranker_jax.packing import Layout
 from inranker_jax.partitioning import batch_sharding, batch_ways, param_shardings, replicated
-from inranker_jax.prompts import ScoringContract, Tokenizer, pad_batch, preset
+from inranker_jax.prompts import ScoringContract, Tokenizer, preset
 from inranker_jax.prompts.tokenizer import check_text
+from inranker_jax.scoring_calls import Call, Statistics, Window, stream
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from inranker_jax.models.t5 import Params
 
-LENGTHS = (64, 96, 128, 192, 256, 320, 384, 512)
-# Tokens a call and device. CPU caches want few (performance.md); accelerators need many to be busy.
-_CPU_TOKENS, _ACCELERATOR_TOKENS = 2048, 16384
-# Pairs that are sorted together. A stream holds two windows at a time; a list given whole is one window up to
-# the larger size, so that equal pairs in it are scored once.
-_STREAM_WINDOW, _LIST_WINDOW = 4096, 65536
+# Pairs that are laid out together; two windows are held at a time.
+_WINDOW = 4096
 
 Pair = tuple[str, str]
 
@@ -69,7 +68,8 @@ class Reranker:
       config: the architecture.
       tokenizer: the model's tokenizer.
       contract: how text becomes ids and logits become scores.
-      lengths: the padded lengths in use; the last is the contract's `max_length`.
+      layout: how pairs share rows, with all its settings resolved.
+      statistics: calls and tokens computed so far.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Reranker:
         contract: ScoringContract,
         *,
         dtype: str = "float32",
+        layout: Layout | str | None = None,
         tokens_per_call: int | None = None,
         mesh: Mesh | None = None,
     ) -> None:
@@ -92,8 +93,9 @@ class Reranker:
           contract: the scoring contract the model was trained with.
           dtype: "float32", or "bfloat16" for matrix products of bfloat16 with float32 sums: faster, logits
             differ in the second decimal.
-          tokens_per_call: tokens computed at once on each device; 2048 on CPU and 16384 elsewhere by default.
-            Less memory with fewer.
+          layout: a `packing.Layout`, or the kind of one: "padded", "bucketed" or "packed"; by default "auto",
+            what is fastest on the platform. Logits are the same up to rounding.
+          tokens_per_call: tokens computed at once on each device; by default the layout's. Less memory with fewer.
           mesh: rows are divided over its `data` and `fsdp` axes, parameters over `fsdp` and `model`. One
             device without. With several processes, all call with the same pairs and all get the scores.
 
@@ -101,20 +103,21 @@ class Reranker:
           InputError: the contract's label pieces are not in the vocabulary, parameters of another
             architecture, or an option out of range.
         """
-        if tokens_per_call is None:
-            platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-            tokens_per_call = _CPU_TOKENS if platform == "cpu" else _ACCELERATOR_TOKENS
-        if isinstance(tokens_per_call, bool) or not isinstance(tokens_per_call, int) or tokens_per_call < 1:
-            raise InputError(f"tokens_per_call is {tokens_per_call!r}; expected a number such as 2048.")
+        compilation_cache.enable()
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        wanted = Layout.of(layout)
+        if tokens_per_call is not None:
+            wanted = dataclasses.replace(wanted, tokens_per_call=tokens_per_call)
         self.config = config
         self.tokenizer = tokenizer
         self.contract = contract
-        self.lengths = (*(n for n in LENGTHS if n < contract.max_length), contract.max_length)
+        self.layout = wanted.resolve(platform, contract.max_length)
+        self.statistics = Statistics()
         self._compute = Compute(dtype=dtype)
-        self._tokens_per_call = tokens_per_call
         self._mesh = mesh
         label_ids = contract.label_ids(tokenizer)
-        self._forward = _compiled(config, self._compute, label_ids, mesh)
+        slots = self.layout.slots if self.layout.kind == "packed" else None
+        self._forward = _compiled(config, self._compute, label_ids, slots, mesh)
         self._outputs = len(label_ids)
         self._params = self._place(params)
 
@@ -125,6 +128,7 @@ class Reranker:
         *,
         contract: ScoringContract | str | None = None,
         dtype: str = "float32",
+        layout: Layout | str | None = None,
         tokens_per_call: int | None = None,
         mesh: Mesh | None = None,
     ) -> Reranker:
@@ -136,6 +140,7 @@ class Reranker:
           contract: a contract or a preset's name; by default the one stored with the model, else the one its
             name is known for.
           dtype: see `Reranker`.
+          layout: see `Reranker`.
           tokens_per_call: see `Reranker`.
           mesh: see `Reranker`.
 
@@ -149,6 +154,8 @@ class Reranker:
 
         # Before the weights, which may take minutes.
         chosen = preset(contract) if isinstance(contract, str) else contract
+        layout = Layout.of(layout)
+        compilation_cache.enable()
         loaded = load_model(path_or_hub_id)
         if loaded.tokenizer is None:
             raise InputError(
@@ -167,9 +174,16 @@ class Reranker:
             loaded.tokenizer,
             chosen,
             dtype=dtype,
+            layout=layout,
             tokens_per_call=tokens_per_call,
             mesh=mesh,
         )
+
+    @property
+    def compilations(self) -> int:
+        """How many programs this process holds for rerankers of this architecture, precision and mesh."""
+        count: int = self._forward._cache_size()
+        return count
 
     def update_params(self, params: Params) -> None:
         """Replaces the parameters, as validation during training does; nothing is compiled again.
@@ -274,8 +288,9 @@ class Reranker:
         Raises:
           InputError: an item is not a pair of str; the message says which.
         """
-        window = _LIST_WINDOW if isinstance(pairs, Sequence) else _STREAM_WINDOW
-        parts = [self.contract.scores(logits) for logits in self._logit_windows(pairs, window)]
+        if isinstance(pairs, Sequence):
+            return self.contract.scores(self._all_logits(pairs))
+        parts = [self.contract.scores(logits) for logits in self.logits_of_pairs(pairs)]
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
     def logits_of_pairs(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
@@ -290,14 +305,15 @@ class Reranker:
         Raises:
           InputError: an item is not a pair of str.
         """
-        return self._logit_windows(pairs, _STREAM_WINDOW)
+        iterator = iter(pairs)
+        return self.logits_of_chunks(iter(lambda: list(itertools.islice(iterator, _WINDOW)), []))
 
     def logits_of_chunks(self, chunks: Iterable[Sequence[Pair]]) -> Iterator[np.ndarray]:
         """Raw label logits, one array for each chunk, whatever its size.
 
-        The pairs of a chunk are sorted and cut into calls by themselves, so a chunk's values do not depend, to
-        the bit, on the chunks around it: work that was interrupted can go on at any chunk. One chunk is
-        dispatched before the one before is waited for, so devices do not wait for text.
+        The pairs of a chunk are laid out by themselves, so a chunk's values do not depend, to the bit, on the
+        chunks around it: work that was interrupted can go on at any chunk. One chunk is tokenised while the one
+        before is computed.
 
         Args:
           chunks: lists of (query, document) pairs, read as needed, one ahead.
@@ -308,83 +324,65 @@ class Reranker:
         Raises:
           InputError: an item is not a pair of str.
         """
-        waiting: Callable[[], np.ndarray] | None = None
         first = 0
-        for chunk in chunks:
-            dispatched = self._dispatch(chunk, first)
-            first += len(chunk)
-            if waiting is not None:
-                yield waiting()
-            waiting = dispatched
-        if waiting is not None:
-            yield waiting()
+
+        def numbered() -> Iterator[tuple[Sequence[Pair], range]]:
+            nonlocal first
+            for chunk in chunks:
+                numbers = range(first, first + len(chunk))
+                first = numbers.stop
+                yield chunk, numbers
+
+        return stream(numbered(), self._prepare, self._launch)
 
     def _all_logits(self, pairs: Sequence[Pair]) -> np.ndarray:
-        empty = np.zeros((0, self._outputs), np.float32)
-        return np.concatenate([empty, *self._logit_windows(pairs, _LIST_WINDOW)])
+        """Raw label logits of a whole list, float32 [len(pairs), K].
 
-    def _logit_windows(self, pairs: Iterable[Pair], window: int) -> Iterator[np.ndarray]:
-        iterator = iter(pairs)
-        return self.logits_of_chunks(iter(lambda: list(itertools.islice(iterator, window)), []))
-
-    def _dispatch(self, pairs: Sequence[Pair], first: int) -> Callable[[], np.ndarray]:
-        """Starts the calls for one window; `first` is the number of its first pair, for messages.
-
-        Returns:
-          A function that waits for them and gives float32 [len(pairs), K].
+        Equal pairs are computed once. The others, in the order of their lengths and texts, are dealt to windows like
+        cards: each gets long and short ones, and what is in it does not depend on the order of the list.
         """
-        queries, documents = _split_pairs(pairs, first)
-        # Equal pairs are computed once. Sorting by content after length makes calls independent of the order.
-        members: dict[bytes, list[int]] = {}
-        for index, ids in enumerate(self.contract.encode(self.tokenizer, queries, documents)):
-            members.setdefault(ids.tobytes(), []).append(index)
-        contents = sorted(members, key=lambda content: (-len(content), content))
-        sequences = [np.frombuffer(content, np.int32) for content in contents]
-        for content, ids in zip(contents, sequences, strict=True):
-            if ids.max() >= self.config.vocab_size:
-                raise InputError(
-                    f"pair {first + members[content][0]} has the token id {ids.max()}, but the model's "
-                    f"vocabulary has {self.config.vocab_size}. Use the tokenizer that belongs to this model."
-                )
-        calls: list[tuple[list[bytes], jax.Array]] = []
-        start = 0
-        while start < len(sequences):
-            length = next(n for n in self.lengths if n >= len(sequences[start]))
-            rows = self._rows(length)
-            taken = sequences[start : start + rows]
-            tokens = pad_batch(taken, length, self.config.pad_token_id)
-            # A dummy row repeats the first: all rows then hold ordinary values.
-            tokens = np.concatenate([tokens, np.repeat(tokens[:1], rows - len(taken), axis=0)])
-            calls.append((contents[start : start + rows], self._call(tokens)))
-            start += rows
+        places: dict[tuple[str, str], list[int]] = {}
+        for index, (query, document) in enumerate(zip(*_split_pairs(pairs, range(len(pairs))), strict=True)):
+            places.setdefault((query, document), []).append(index)
+        distinct = sorted(places, key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
+        count = math.ceil(len(distinct) / _WINDOW)
+        dealt = [distinct[start::count] for start in range(count)]
+        chunks = ((window, [places[pair][0] for pair in window]) for window in dealt)
+        logits = np.zeros((len(pairs), self._outputs), np.float32)
+        for window, values in zip(dealt, stream(chunks, self._prepare, self._launch), strict=True):
+            members = [places[pair] for pair in window]
+            logits[np.concatenate(members)] = np.repeat(values, list(map(len, members)), axis=0)
+        return logits
 
-        def wait() -> np.ndarray:
-            logits = np.zeros((len(pairs), self._outputs), np.float32)
-            for keys, values in calls:
-                for key, row in zip(keys, np.asarray(values), strict=False):
-                    logits[members[key]] = row
-            bad = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
-            if bad.size:
-                raise InputError(
-                    f"the model gave the logits {logits[bad[0]].tolist()} for pair {first + bad[0]} "
-                    f"({bad.size} of {len(pairs)} are not finite). Check the checkpoint's parameters for NaN."
-                )
-            return logits
+    def _prepare(self, chunk: tuple[Sequence[Pair], Sequence[int]]) -> Window:
+        """Tokenises and lays out pairs; the numbers beside them are how the caller counts them."""
+        pairs, numbers = chunk
+        return Window(
+            self.contract.encode(self.tokenizer, *_split_pairs(pairs, numbers)),
+            numbers,
+            self._outputs,
+            self.layout,
+            ways=1 if self._mesh is None else batch_ways(self._mesh),
+            pad_id=self.config.pad_token_id,
+            vocab_size=self.config.vocab_size,
+        )
 
-        return wait
-
-    def _rows(self, length: int) -> int:
-        """Rows of a call: what makes its tokens, on each of the devices that divide a batch."""
-        ways = 1 if self._mesh is None else batch_ways(self._mesh)
-        return max(1, self._tokens_per_call // length) * ways
-
-    def _call(self, tokens: np.ndarray) -> jax.Array:
+    def _launch(self, call: Call) -> jax.Array:
+        self.statistics.add(call)
         if self._mesh is None:
-            return self._forward(self._params, tokens)
-        sharding = batch_sharding(self._mesh)
-        placed = jax.make_array_from_callback(tokens.shape, sharding, lambda index: tokens[index])
-        with jax.set_mesh(self._mesh):
-            return self._forward(self._params, placed)
+            output = self._forward(self._params, call.tokens, call.segment_ids)
+        else:
+            sharding = batch_sharding(self._mesh)
+            placed = [
+                None
+                if array is None
+                else jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+                for array in (call.tokens, call.segment_ids)
+            ]
+            with jax.set_mesh(self._mesh):
+                output = self._forward(self._params, *placed)
+        output.copy_to_host_async()
+        return output
 
     def _place(self, params: Params) -> Any:
         """Puts parameters on the devices; under bfloat16, kernels are stored as the products read them."""
@@ -397,19 +395,21 @@ class Reranker:
 
         params = jax.tree_util.tree_map_with_path(cast, params)
         if self._mesh is None:
-            return jax.tree.map(jnp.asarray, params)
+            return jax.device_put(params)
         shardings = param_shardings(self._mesh, logical_axes(self.config), abstract_params(self.config))
         return jax.device_put(params, shardings)
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(config: T5Config, compute: Compute, label_ids: tuple[int, ...], mesh: Mesh | None) -> Any:
+def _compiled(
+    config: T5Config, compute: Compute, label_ids: tuple[int, ...], slots: int | None, mesh: Mesh | None
+) -> Any:
     """One jitted function for all rerankers of an architecture: new parameters do not compile anew."""
 
     labels: Any = np.array(label_ids, np.int32)  # a constant of the program
 
-    def forward(params: Params, tokens: jax.Array) -> jax.Array:
-        return apply(config, params, tokens, labels, compute=compute)
+    def forward(params: Params, tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+        return apply(config, params, tokens, labels, segment_ids=segment_ids, slots=slots, compute=compute)
 
     return jax.jit(forward, out_shardings=None if mesh is None else replicated(mesh))
 
@@ -428,10 +428,10 @@ def _texts(texts: Iterable[str], what: str) -> list[str]:
     return listed
 
 
-def _split_pairs(pairs: Sequence[Pair], first: int) -> tuple[list[str], list[str]]:
-    for index, pair in enumerate(pairs, first):
+def _split_pairs(pairs: Sequence[Pair], numbers: Sequence[int]) -> tuple[list[str], list[str]]:
+    for number, pair in zip(numbers, pairs, strict=True):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise InputError(f"pair {index} is {pair!r:.80}; expected (query, document).")
-        check_text(pair[0], f"the query of pair {index}")
-        check_text(pair[1], f"the document of pair {index}")
+            raise InputError(f"pair {number} is {pair!r:.80}; expected (query, document).")
+        check_text(pair[0], f"the query of pair {number}")
+        check_text(pair[1], f"the document of pair {number}")
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

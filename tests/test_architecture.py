@@ -52,7 +52,7 @@ ROWS = (
     Row(("losses", "models", "evaluation.measures", "evaluation.significance"), mixed=False),
     Row(("corpora", "retrieval", "query_generation", "data", "tasks"), closed_to=("losses", "models")),
     Row(("checkpoints",)),
-    Row(("scorer", "trainer", "optimizers", "train_state")),
+    Row(("scorer", "scoring_calls", "trainer", "optimizers", "train_state")),
     Row(("labeling", "evaluation", "benchmarks")),
     Row(("configuration",)),
     Row(

@@ -13,13 +13,15 @@ import pytest
 from inranker_jax import RankedDocument, Reranker, ScoringContract
 from inranker_jax.errors import InputError
 from inranker_jax.models import T5Config, init_params
+from inranker_jax.packing import Layout
 from inranker_jax.partitioning import make_mesh
 from inranker_jax.prompts import Tokenizer, preset
-from inranker_jax.scorer import LENGTHS
+from inranker_jax.scoring_calls import Call
 from tests.tiny_vocabulary import write_spiece
 
 # Two lengths, 64 and 96, so that little is compiled.
 CONTRACT = preset("monot5").replace(max_length=96)
+TWO = Layout("bucketed", lengths=(64,))
 FULL = preset("monot5")
 WORDS = [
     "what",
@@ -63,7 +65,7 @@ def params(config: T5Config) -> dict:
 
 @pytest.fixture(scope="module")
 def reranker(config: T5Config, params: dict, tokenizer: Tokenizer) -> Reranker:
-    return Reranker(config, params, tokenizer, CONTRACT)
+    return Reranker(config, params, tokenizer, CONTRACT, layout=TWO)
 
 
 def make_documents(count: int, seed: int = 0, longest: int = 40) -> list[str]:
@@ -142,7 +144,7 @@ def test_results_do_not_depend_on_batch_size(
     tokens_per_call: int, config: T5Config, params: dict, tokenizer: Tokenizer, reranker: Reranker
 ) -> None:
     documents = make_documents(40)
-    other = Reranker(config, params, tokenizer, CONTRACT, tokens_per_call=tokens_per_call)
+    other = Reranker(config, params, tokenizer, CONTRACT, layout=TWO, tokens_per_call=tokens_per_call)
     scores = reranker.scores("what is true", documents)
     np.testing.assert_allclose(other.scores("what is true", documents), scores, atol=1e-5)
     ranking = [item.index for item in reranker.rank("what is true", documents)]
@@ -214,7 +216,7 @@ def test_score_pairs_is_a_stream(reranker: Reranker, monkeypatch: pytest.MonkeyP
     """Pairs are taken as needed, at most two windows ahead, and any window gives the same scores."""
     pairs = [(random.Random(i).choice(WORDS), text) for i, text in enumerate(make_documents(64, longest=20))]
     expected = reranker.score_pairs(pairs)
-    monkeypatch.setattr("inranker_jax.scorer._STREAM_WINDOW", 10)
+    monkeypatch.setattr("inranker_jax.scorer._WINDOW", 10)
     taken = 0
 
     def source() -> Iterator[tuple[str, str]]:
@@ -251,32 +253,39 @@ def test_chunks_do_not_depend_on_each_other(reranker: Reranker) -> None:
         np.testing.assert_array_equal(next(reranker.logits_of_chunks([chunk])), part)
 
 
-def test_compiles_one_program_per_length(
-    config: T5Config, params: dict, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reranker = Reranker(config, params, tokenizer, FULL, tokens_per_call=1024)
+def record_shapes(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Shapes of the calls that `reranker` makes from now on; nothing is computed."""
     shapes: list[tuple[int, int]] = []
 
-    def record(tokens: np.ndarray) -> np.ndarray:
-        shapes.append(tokens.shape)
-        assert (tokens[:, 0] != 0).all()
-        return np.zeros((len(tokens), 2), np.float32)
+    def launch(call: Call) -> np.ndarray:
+        shapes.append(call.tokens.shape)
+        assert (call.tokens[:, 0] != 0).all()
+        return np.zeros((len(call.tokens), 2), np.float32)
 
-    monkeypatch.setattr(reranker, "_call", record)
-    for count in (1, 3, 40, 111):
+    monkeypatch.setattr(reranker, "_launch", launch)
+    return shapes
+
+
+def test_buckets_have_one_shape_per_length(
+    config: T5Config, params: dict, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout("bucketed", lengths=(64, 96, 128, 256, 384), tokens_per_call=1024)
+    reranker = Reranker(config, params, tokenizer, FULL, layout=layout)
+    shapes = record_shapes(reranker, monkeypatch)
+    for count in (1, 3, 40, 111, 400):
         reranker.scores("what", make_documents(count, seed=count, longest=250))
-    assert {(1024 // length, length) for length in LENGTHS} == set(shapes)
+    assert set(shapes) == {(1024 // length, length) for length in (64, 96, 128, 256, 384, 512)}
 
 
 def test_few_calls_are_made(
     config: T5Config, params: dict, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Short pairs fill the rows that long ones leave: three lengths need one call, not three."""
-    reranker = Reranker(config, params, tokenizer, FULL, tokens_per_call=1024)
-    calls: list[tuple[int, int]] = []
-    monkeypatch.setattr(reranker, "_call", lambda t: (calls.append(t.shape), np.zeros((len(t), 2)))[1])
+    layout = Layout("bucketed", lengths=(64, 96, 128), tokens_per_call=1024)
+    reranker = Reranker(config, params, tokenizer, FULL, layout=layout)
+    shapes = record_shapes(reranker, monkeypatch)
     reranker.scores("what", ["", "true " * 60, "true " * 100])
-    assert calls == [(8, 128)]
+    assert shapes == [(8, 128)]
 
 
 def test_new_parameters_do_not_compile_again(
@@ -284,13 +293,13 @@ def test_new_parameters_do_not_compile_again(
 ) -> None:
     documents = make_documents(5)
     before = reranker.scores("what", documents)
-    other = Reranker(config, params, tokenizer, CONTRACT)
-    compiled = other._forward._cache_size()
+    other = Reranker(config, params, tokenizer, CONTRACT, layout=TWO)
+    compiled = other.compilations
     other.update_params(init_params(config, seed=1))
     assert np.abs(other.scores("what", documents) - before).max() > 1e-3
     other.update_params(jax.tree.map(np.asarray, params))
     np.testing.assert_array_equal(other.scores("what", documents), before)
-    assert other._forward._cache_size() == compiled
+    assert other.compilations == compiled
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2), (1, 1, 4)])
@@ -301,14 +310,14 @@ def test_meshes_give_the_same_scores(
     even = make_config(config.vocab_size + (-config.vocab_size) % 8)
     params = init_params(even, seed=0)
     documents = make_documents(20, longest=30)
-    single = Reranker(even, params, tokenizer, CONTRACT, tokens_per_call=256)
-    spread = Reranker(even, params, tokenizer, CONTRACT, tokens_per_call=256, mesh=mesh)
+    single = Reranker(even, params, tokenizer, CONTRACT, layout=TWO, tokens_per_call=256)
+    spread = Reranker(even, params, tokenizer, CONTRACT, layout=TWO, tokens_per_call=256, mesh=mesh)
     np.testing.assert_allclose(spread.scores("what", documents), single.scores("what", documents), atol=1e-5)
 
 
 def test_bfloat16(config: T5Config, params: dict, tokenizer: Tokenizer, reranker: Reranker) -> None:
     documents = make_documents(60)
-    narrow = Reranker(config, params, tokenizer, CONTRACT, dtype="bfloat16")
+    narrow = Reranker(config, params, tokenizer, CONTRACT, dtype="bfloat16", layout=TWO)
     exact, rounded = reranker.logits("what", documents), narrow.logits("what", documents)
     assert rounded.dtype == np.float32
     difference = np.abs(exact - rounded).max()
@@ -322,11 +331,16 @@ def test_single_logit(config: T5Config, params: dict, tokenizer: Tokenizer) -> N
     np.testing.assert_array_equal(reranker.scores("what", make_documents(4)), logits[:, 0])
 
 
-def test_other_maximum_length(config: T5Config, params: dict, tokenizer: Tokenizer) -> None:
-    for max_length, lengths in ((100, (64, 96, 100)), (30, (30,)), (512, LENGTHS), (700, (*LENGTHS, 700))):
-        reranker = Reranker(config, params, tokenizer, CONTRACT.replace(max_length=max_length))
-        assert reranker.lengths == lengths
-        assert np.isfinite(reranker.scores("what", make_documents(6, longest=40))).all()
+@pytest.mark.parametrize("kind", ["padded", "bucketed", "packed"])
+@pytest.mark.parametrize("max_length", [30, 100, 700])
+def test_other_maximum_length(
+    kind: str, max_length: int, config: T5Config, params: dict, tokenizer: Tokenizer
+) -> None:
+    contract = CONTRACT.replace(max_length=max_length)
+    reranker = Reranker(config, params, tokenizer, contract, layout=kind)
+    assert reranker.layout.lengths is not None
+    assert reranker.layout.lengths[-1] == reranker.layout.row_length == max_length
+    assert np.isfinite(reranker.scores("what", [*make_documents(4, longest=40), "true " * 900])).all()
 
 
 @pytest.mark.parametrize(
@@ -350,7 +364,7 @@ def test_bad_texts(query: object, documents: object, message: str, reranker: Rer
 
 
 def test_bad_pairs(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inranker_jax.scorer._STREAM_WINDOW", 2)
+    monkeypatch.setattr("inranker_jax.scorer._WINDOW", 2)
     good = ("a", "b")
     for bad, message in (
         (("a",), r"pair 3 is \('a',\); expected \(query, document\)"),
@@ -371,6 +385,10 @@ def test_bad_options(config: T5Config, params: dict, tokenizer: Tokenizer, reran
         reranker.rank_batch(["a"], "c")
     with pytest.raises(InputError, match="documents of query 0 is one str"):
         reranker.rank_batch(["a"], ["c"])
+    with pytest.raises(InputError, match=r"layout 'paked': no such kind\. Did you mean 'packed'"):
+        Reranker(config, params, tokenizer, CONTRACT, layout="paked")
+    with pytest.raises(InputError, match="row_length is 64, but a sequence may have 96 tokens"):
+        Reranker(config, params, tokenizer, CONTRACT, layout=Layout("packed", row_length=64))
     with pytest.raises(InputError, match="tokens_per_call is 0"):
         Reranker(config, params, tokenizer, CONTRACT, tokens_per_call=0)
     with pytest.raises(InputError, match="bfloat16"):

@@ -13,6 +13,7 @@ from inranker_jax.evaluation.pipeline import Model
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from inranker_jax.packing import Layout
     from inranker_jax.prompts import ScoringContract
 
 
@@ -20,6 +21,7 @@ def load_reranker(
     checkpoint: str,
     contract: ScoringContract | str | None = None,
     dtype: str = "float32",
+    layout: Layout | str | None = None,
     tokens_per_call: int | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
@@ -29,12 +31,14 @@ def load_reranker(
       checkpoint: a training output folder, a checkpoint, a Hugging Face folder, or a hub id.
       contract: a scoring contract or a preset's name; None for the one stored with the checkpoint.
       dtype: "float32" or "bfloat16", of the computation.
+      layout: see `Reranker`; a `packing.Layout` or the kind of one.
       tokens_per_call: see `Reranker`.
       mesh: see `Reranker`; by default all accelerators of this process, or one CPU device.
 
     Returns:
       The model for `evaluation.pipeline`. Its fingerprint covers the parameters, the architecture, the
-      vocabulary, the contract and the dtype; where the checkpoint lies does not matter.
+      vocabulary, the contract and the dtype; where the checkpoint lies does not matter, nor the layout, which
+      changes scores by rounding only.
 
     Raises:
       InputError: there is no model, it has no tokenizer, or no contract is known for it.
@@ -42,11 +46,15 @@ def load_reranker(
     # Here, so that BM25 alone (and parsing its gin file) loads no model code.
     import jax
 
+    from inranker_jax import compilation_cache
     from inranker_jax.checkpoints import load_model
+    from inranker_jax.packing import Layout
     from inranker_jax.partitioning import make_mesh
     from inranker_jax.prompts import preset
     from inranker_jax.scorer import Reranker
 
+    layout = Layout.of(layout)
+    compilation_cache.enable()
     if mesh is None and jax.default_backend() != "cpu" and jax.local_device_count() > 1:
         mesh = make_mesh(devices=jax.local_devices())
     chosen = preset(contract) if isinstance(contract, str) else contract
@@ -62,6 +70,7 @@ def load_reranker(
             loaded.tokenizer,
             chosen,
             dtype=dtype,
+            layout=layout,
             tokens_per_call=tokens_per_call,
             mesh=mesh,
         )

@@ -98,7 +98,8 @@ class Decoder(nnx.Module):
         x = dropout(x, self.rate, part(seeds, 0))
         for i in range(self.num_layers):
             layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            x = layer(x, encoded, mask, part(seeds, 2 + 6 * i, 6))
+            # Unpinned, XLA's partitioner gave packed rows to the wrong shard on a 2x2x2 mesh of CPU devices.
+            x = _divide_batch(layer(x, encoded, mask, part(seeds, 2 + 6 * i, 6)))
         return dropout(self.decoder_norm(x), self.rate, part(seeds, 1))
 
 

@@ -92,6 +92,19 @@ def test_no_device_ever_holds_a_divided_parameter_whole(
     assert ((512, 32), "float32") in put  # the embedding is looked up in float32
 
 
+@pytest.mark.parametrize(
+    "options", ["layout=packed", "layout=packed&row_length=100&slots=3", "layout=padded"]
+)
+def test_layouts(folder: pathlib.Path, expected: np.ndarray, options: str) -> None:
+    """Labels up to rounding, the same identity, and chunks that do not see each other."""
+    teacher = open_teacher(f"t5:{folder}?{options}&tokens_per_call=300")
+    parts = list(teacher.logits([PAIRS[:13], PAIRS[13:14], PAIRS[14:]]))
+    np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)
+    np.testing.assert_array_equal(next(teacher.logits([PAIRS[14:]])), parts[2])
+    assert teacher.identity == open_teacher(f"t5:{folder}").identity
+    assert teacher.provenance["layout"] == options.split("&")[0].removeprefix("layout=")
+
+
 def test_bfloat16(folder: pathlib.Path, expected: np.ndarray) -> None:
     narrow = np.concatenate(labels_of(f"t5:{folder}?dtype=bfloat16"))
     whole = np.concatenate(
@@ -157,6 +170,8 @@ def test_a_training_run_is_a_teacher_too(folder: pathlib.Path, tmp_path: pathlib
     [
         ("contract=monot6", "no scoring preset 'monot6'"),
         ("fsdp=3&model=2", "needs 6 devices"),
+        ("layout=packd", "Did you mean 'packed'"),
+        ("row_length=0", "row_length='0': expected a number of at least 1"),
     ],
 )
 def test_bad_options(folder: pathlib.Path, options: str, message: str) -> None:

@@ -20,6 +20,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from inranker_jax import packing
 from inranker_jax.errors import InputError, did_you_mean
 
 DTYPES = ("float32", "bfloat16")
@@ -85,6 +86,9 @@ KINDS: dict[str, dict[str, Callable[[str], Any]]] = {
     "t5": {
         "contract": _text,
         "dtype": _one_of(DTYPES),
+        "layout": _one_of(packing.KINDS),
+        "row_length": _count,
+        "slots": _count,
         "tokens_per_call": _count,
         "data": _axis,
         "fsdp": _axis,

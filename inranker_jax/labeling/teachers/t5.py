@@ -16,6 +16,7 @@ import numpy as np
 from inranker_jax.errors import InputError
 from inranker_jax.labeling.teachers.base import Chunk, check_finite, read_json, split_margin, strip_pair
 from inranker_jax.labeling.teachers.spec import TeacherSpec
+from inranker_jax.packing import Layout
 
 if TYPE_CHECKING:
     import jax
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from inranker_jax.scorer import Reranker
 
 _AXES = ("data", "fsdp", "model")
+_LAYOUT = {
+    "layout": "kind",
+    "row_length": "row_length",
+    "slots": "slots",
+    "tokens_per_call": "tokens_per_call",
+}
 _LAYER = re.compile(r"layers_\d+")
 
 
@@ -38,8 +45,9 @@ class T5Teacher:
 
     Args:
       spec: options `contract` (a preset's name or a JSON file; by default the one stored with the model, else
-        the one its name is known for), `dtype`, `tokens_per_call`, and the mesh over this process's devices:
-        `data`, `fsdp`, `model`. Without those, all accelerators as `data`, or one CPU device.
+        the one its name is known for), `dtype`, those of `packing.Layout` (`layout` for its kind, `row_length`,
+        `slots`, `tokens_per_call`), and the mesh over this process's devices: `data`, `fsdp`, `model`. Without
+        those, all accelerators as `data`, or one CPU device.
 
     Raises:
       InputError: a mesh that does not fit the devices, or an unknown contract.
@@ -49,13 +57,19 @@ class T5Teacher:
         self.name = spec.name
         self._spec = spec
         self._dtype: str = spec.options.get("dtype", "float32")
+        self._layout = Layout(
+            **{field: spec.options[name] for name, field in _LAYOUT.items() if name in spec.options}
+        )
         self._contract = _contract(spec.options.get("contract"))
         self._mesh = _mesh({axis: spec.options[axis] for axis in _AXES if axis in spec.options})
         self._loaded: tuple[Reranker, dict[str, Any]] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """See `Teacher`: parameters, architecture, vocabulary, contract and precision; not where they lie."""
+        """See `Teacher`: parameters, architecture, vocabulary, contract and precision; not where they lie.
+
+        Nor the layout: like another device, it changes logits by rounding only.
+        """
         return self._load()[1]
 
     @property
@@ -70,6 +84,7 @@ class T5Teacher:
             "device": device.device_kind,
             "devices": 1 if self._mesh is None else int(self._mesh.devices.size),
             "mesh": mesh,
+            "layout": self._layout.resolve(device.platform, 1).kind,
             "versions": {"jax": jax.__version__},
         }
 
@@ -94,8 +109,10 @@ class T5Teacher:
 
     def _load(self) -> tuple[Reranker, dict[str, Any]]:
         if self._loaded is None:
+            from inranker_jax import compilation_cache
             from inranker_jax.scorer import Reranker
 
+            compilation_cache.enable()
             placer = _Placer(self._mesh, self._dtype)
             model = _read(self._spec.path, placer)
             tokenizer, contract = model.tokenizer, self._contract or model.contract
@@ -115,7 +132,7 @@ class T5Teacher:
                 tokenizer,
                 contract,
                 dtype=self._dtype,
-                tokens_per_call=self._spec.options.get("tokens_per_call"),
+                layout=self._layout,
                 mesh=self._mesh,
             )
             identity = {
