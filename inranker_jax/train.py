@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from inranker_jax import configuration, manifest, optimizers, quiet, train_state, trainer
+from inranker_jax import compilation_cache, configuration, manifest, optimizers, quiet, train_state, trainer
 from inranker_jax.checkpoints import LoadedModel, load_model, native
 from inranker_jax.configuration import gin
 from inranker_jax.corpora.shipped import find_shipped
@@ -413,6 +413,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError("no --gin_file: name one, such as --gin_file=gin/small_synth.gin.")
         macros = {"MODEL_DIR": flags.output_dir, "INITIAL_CHECKPOINT_PATH": flags.init_checkpoint}
         configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, macros)
+        compilation_cache.enable()
         configurable()
         announce(f"took {cost(time.perf_counter() - started)}")
     except (InputError, NonFiniteLossError) as error:

@@ -16,28 +16,49 @@ QUERY = "what does textwrap do with long lines"
 DOCUMENTS = ("wraps a paragraph", "returns a list of wrapped lines " * 40, "  Não há  informação ")
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "rankt5"])
-def test_a_training_batch_and_the_reranker_hold_the_same_ids(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*((name, "bucketed") for name in PRESETS if name != "rankt5"), ("inranker", "packed")],
+)
+def test_a_training_batch_and_the_reranker_hold_the_same_ids(name, layout, tmp_path, monkeypatch):
     tokenizer = Tokenizer.from_pretrained(write_spiece(tmp_path / "vocabulary"))
     contract = preset(name).replace(max_length=96, label_pieces=("▁false", "▁true"))
     example = Example(
         "q", QUERY, ("1", "2", "3"), DOCUMENTS, np.zeros((3, 2), np.float32), np.zeros(3, np.float32)
     )
     store = ExampleStore.from_examples([example])
-    with BatchStream(store, contract, tokenizer, batch_size=1, lengths=(32, 64), prefetch=0) as batches:
+    arguments = {"batch_size": 1, "lengths": (32, 64), "prefetch": 0}
+    with BatchStream(store, contract, tokenizer, **arguments) as batches:
         tokens = next(batches)["tokens"][0]
     trained = [row[row != 0].tolist() for row in tokens]
+    with BatchStream(store, contract, tokenizer, **arguments, layout="packed") as batches:
+        batch = next(batches)
+    packed = sequences_of(np.concatenate(batch["tokens"]), np.concatenate(batch["segment_ids"]))
+    assert sorted(packed) == sorted(trained)
 
     config = T5Config(
         vocab_size=512, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2
     )
-    reranker = Reranker(config, t5.init_params(config, 0), tokenizer, contract)
-    seen: list[np.ndarray] = []
+    reranker = Reranker(config, t5.init_params(config, 0), tokenizer, contract, layout=layout)
+    seen: list[tuple[int, ...]] = []
     forward = reranker._forward
-    monkeypatch.setattr(
-        reranker, "_forward", lambda params, rows: (seen.append(np.asarray(rows)), forward(params, rows))[1]
-    )
+
+    def watched(params, tokens, segment_ids):
+        seen.extend(map(tuple, sequences_of(np.asarray(tokens), segment_ids)))
+        return forward(params, tokens, segment_ids)
+
+    monkeypatch.setattr(reranker, "_forward", watched)
     reranker.scores(QUERY, DOCUMENTS)
-    scored = {tuple(row[row != 0].tolist()) for rows in seen for row in rows if row.any()}
-    assert scored >= {tuple(row) for row in trained}
+    assert set(seen) >= {tuple(row) for row in trained}
     assert len({tuple(row) for row in trained}) == 3
+
+
+def sequences_of(tokens, segment_ids):
+    """The token ids of every sequence in padded rows (0 is padding), or in packed ones."""
+    if segment_ids is None:
+        return [row[row != 0].tolist() for row in tokens if row.any()]
+    return [
+        row[segments == number].tolist()
+        for row, segments in zip(tokens, np.asarray(segment_ids), strict=True)
+        for number in range(1, segments.max() + 1)
+    ]

@@ -267,23 +267,42 @@ def test_other_settings_do_not_continue_a_run(setting, uninterrupted, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_continues_on_another_mesh(setting, uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("layout", "dropout"), [("bucketed", 0.1), ("packed", 0.0)], ids=["bucketed", "packed"]
+)
+def test_a_run_continues_on_another_mesh(setting, tmp_path, layout, dropout):
+    """Rows of micro-batches are as many as the devices need, so packed steps draw other dropout there."""
     mesh = ["--gin.train.mesh=@partitioning.make_mesh()", "--gin.partitioning.make_mesh.data=2"]
     mesh += ["--gin.partitioning.make_mesh.fsdp=2", "--gin.partitioning.make_mesh.model=2"]
-    output = shutil.copytree(uninterrupted[0], tmp_path / "copy")
-    for step in (output / "checkpoints").iterdir():
-        if int(step.name) != 12:
-            shutil.rmtree(step)
-    longer = ["--gin.TRAIN_STEPS=14"]
+    same = [f'--gin.LAYOUT="{layout}"', f"--gin.DROPOUT_RATE={dropout}"]
+    output = tmp_path / "run"
+    assert train.main(flags(setting, output, *same, "--gin.TRAIN_STEPS=4")) == 0
     one = shutil.copytree(output, tmp_path / "one")
-    assert train.main(flags(setting, output, *longer, *mesh)) == 0
-    assert train.main(flags(setting, one, *longer)) == 0
+    longer = ["--gin.TRAIN_STEPS=6"]
+    assert train.main(flags(setting, output, *same, *longer, *mesh)) == 0
+    assert train.main(flags(setting, one, *same, *longer)) == 0
     sessions = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["sessions"]
     assert sessions[-1]["mesh"] == {"data": 2, "fsdp": 2, "model": 2}
-    ours, theirs = final_state(output, 14), final_state(one, 14)
+    ours, theirs = final_state(output, 6), final_state(one, 6)
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         np.testing.assert_allclose(ours[key], value, atol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("layout", ["padded", "bucketed"])
+def test_other_layouts_read_the_same_examples_and_give_the_same_losses(setting, tmp_path, capsys, layout):
+    more = ["--gin.TRAIN_STEPS=2", "--gin.DROPOUT_RATE=0.0", "--gin.train.validation_split=None"]
+    lines = {}
+    for kind in ("packed", layout):
+        assert train.main(flags(setting, tmp_path / kind, *more, f'--gin.LAYOUT="{kind}"')) == 0
+        lines[kind] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    found = {
+        kind: [float(line.split("loss ")[1].split()[0]) for line in rows] for kind, rows in lines.items()
+    }
+    assert found["packed"] == pytest.approx(found[layout], abs=2e-4)  # four digits are shown
+    share = {kind: int(re.search(r"(\d+)% useful", rows[-1])[1]) for kind, rows in lines.items()}
+    assert share["packed"] > share[layout]
+    assert share["packed"] >= 60
 
 
 def test_a_non_finite_loss_stops_the_run_and_names_the_batch(setting, tmp_path, capsys):
@@ -327,6 +346,9 @@ def test_mistakes_are_one_line_each(setting, tmp_path, capsys):
         (["--gin.BATCH_SIZE=0"], "batch size 0"),
         (['--gin.MIXTURE_OR_TASK_NAME="tiny_tusk"'], "Did you mean 'tiny_task'"),
         (["--gin.VOCABULARY=None"], "no vocabulary"),
+        (['--gin.LAYOUT="pakced"'], "Did you mean 'packed'"),
+        (["--gin.packing.Layout.row_length=8"], "row_length is 8"),
+        (["--gin.train.accumulation=5"], "batch size 4 does not split into 5"),
         (["--gin.models.T5Config.vocab_size=100"], "vocabulary has"),
         (["--init_checkpoint=/nowhere"], "/nowhere"),
         (["--output_dir=gs://bucket/run"], "local folder"),

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
 import pytest
 
 from inranker_jax import losses, optimizers, train_state, trainer
+from inranker_jax.data import micro_batches
 from inranker_jax.errors import InputError
 from inranker_jax.models import Compute, t5
-from inranker_jax.partitioning import make_mesh, put_batch
+from inranker_jax.packing import place
+from inranker_jax.partitioning import make_mesh
+from inranker_jax.trainer import put_batch
 from tests.batches import LABEL_IDS, TINY, random_batch, with_dropout
 
 STEPS = 4
+SLOTS = 4
+ROW_LENGTH = 24
+ALL_LOSSES = losses.weighted_sum(
+    (
+        losses.normalized_logit_mse,
+        losses.true_logit_mse,
+        losses.kl_divergence,
+        losses.hard_cross_entropy,
+        losses.listwise_kl_divergence,
+    ),
+    (1.0, 0.5, 0.7, 0.3, 0.9),
+)
 
 
 def one_device_mesh():
@@ -43,6 +60,124 @@ def run(mesh, spec, steps=STEPS, batch=8):
         state, metrics = train(state, put_batch(random_batch(step, batch=batch), mesh))
         history.append({name: float(value) for name, value in metrics.items()})
     return state, history
+
+
+def pack(batch, rows):
+    """The packed form of a padded batch, whose masked documents may be anywhere in a list."""
+    tokens, mask = batch["tokens"], batch["list_mask"]
+    lists, list_size, _ = tokens.shape
+    lengths = [np.array([np.count_nonzero(ids) for ids in tokens[n][mask[n]]]) for n in range(lists)]
+    count = -(-lists // (rows // list_size))
+    shape = micro_batches.Shape(count, rows, ROW_LENGTH, SLOTS, lists, list_size, (rows,))
+    division = micro_batches.divide(lengths, shape)
+    sequences = [ids[ids != 0] for ids in tokens[mask]]
+    owner = np.repeat(division.micro_batch, mask.sum(axis=1))
+    packed = place(sequences, owner * rows + division.row, division.slot, ROW_LENGTH, count * rows)
+    arrays = {"places": np.zeros((count, lists, list_size), np.int32)}
+    numbers, documents = np.nonzero(mask)
+    where = (division.micro_batch[numbers], division.place[numbers], documents)
+    arrays["places"][where] = division.row * SLOTS + division.slot
+    for name, fill in (("list_mask", False), ("teacher_logits", np.nan), ("relevance", -1)):
+        arrays[name] = np.full((count, lists, *batch[name].shape[1:]), fill, batch[name].dtype)
+        arrays[name][where] = batch[name][numbers, documents]
+    arrays["tokens"] = packed.tokens.reshape(count, rows, ROW_LENGTH)
+    arrays["segment_ids"] = packed.segment_ids.reshape(count, rows, ROW_LENGTH)
+    return {**arrays, "micro_batches": np.asarray(division.used, np.int32)}
+
+
+# Programs are compiled in seconds; one layer shows what packing does.
+SMALL = dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1)
+
+
+def one_step(spec, batch, mesh):
+    """Metrics of a training step, its gradients, and the validation metrics."""
+    spec = dataclasses.replace(spec, optimizer=optax.trace(0.0))
+    abstract = train_state.abstract_state(
+        t5.abstract_params(spec.config), t5.logical_axes(spec.config), spec.optimizer, mesh
+    )
+    train, validate = trainer.compile_steps(spec, abstract, mesh)
+    state = train_state.initialise(lambda: t5.init_params(spec.config, 3), spec.optimizer, 5, abstract)
+    arrays = put_batch(batch, mesh)
+    validation = {name: float(value) for name, value in validate(state.params, arrays).items()}
+    state, metrics = train(state, arrays)
+    return {name: float(value) for name, value in metrics.items()}, state.opt_state.trace, validation
+
+
+@pytest.mark.parametrize(
+    ("loss", "list_size", "rows"),
+    [(losses.normalized_logit_mse, 1, 2), (ALL_LOSSES, 5, 6), (ALL_LOSSES, 2, 20)],
+    ids=["pairs", "lists", "one-micro-batch"],
+)
+def test_a_packed_step_is_the_padded_step(loss, list_size, rows):
+    batch = random_batch(0, batch=9, list_size=list_size)
+    mesh, spec = one_device_mesh(), spec_of(config=SMALL, loss=loss)
+    packed = pack(batch, rows)
+    metrics, gradients, validation = one_step(dataclasses.replace(spec, slots=SLOTS), packed, mesh)
+    expected_metrics, expected, expected_validation = one_step(spec, batch, mesh)
+    assert validation == pytest.approx(expected_validation, rel=1e-5)
+    assert packed["tokens"].shape[0] > 1 or rows == 20
+    for name in ("loss", "grad_norm", "documents", "useful_tokens"):
+        assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-5), name
+    assert metrics["tokens"] <= packed["micro_batches"] * rows * ROW_LENGTH
+    assert metrics["useful_tokens"] <= metrics["tokens"]
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_steps_of_any_fill_are_one_program_and_cost_what_they_hold():
+    spec, mesh = spec_of(config=with_dropout(SMALL), loss=ALL_LOSSES), one_device_mesh()
+    spec = dataclasses.replace(spec, slots=SLOTS)
+    abstract = train_state.abstract_state(
+        t5.abstract_params(SMALL), t5.logical_axes(SMALL), spec.optimizer, mesh
+    )
+    train, validate = trainer.compile_steps(spec, abstract, mesh)
+    state = train_state.initialise(lambda: t5.init_params(SMALL, 3), spec.optimizer, 5, abstract)
+    computed = {}
+    for seed, length in ((0, 12), (1, 12), (2, 3), (3, 7)):
+        batch = pack(random_batch(seed, batch=12, list_size=3, length=length), rows=6)
+        validate(state.params, put_batch(batch, mesh))
+        state, metrics = train(state, put_batch(batch, mesh))
+        assert np.isfinite(float(metrics["loss"]))
+        computed[length, int(batch["micro_batches"])] = float(metrics["tokens"])
+    assert len(set(computed)) >= 3, "the steps must differ in their fill"
+    assert min(computed.values()) < max(computed.values())
+    assert train.__wrapped__._cache_size() == validate.__wrapped__._cache_size() == 1
+
+
+def test_the_empty_half_of_a_micro_batch_changes_nothing_and_is_not_computed():
+    mesh, spec = one_device_mesh(), dataclasses.replace(spec_of(config=SMALL), slots=SLOTS)
+    batch = pack(random_batch(0, batch=4), rows=8)
+    assert batch["tokens"].shape[:2] == (1, 8)
+    assert not batch["segment_ids"][:, 4:].any()
+    metrics, gradients, _ = one_step(spec, batch, mesh)
+    assert metrics["tokens"] == 4 * ROW_LENGTH
+    odd = {**batch, **{name: batch[name][:, :7] for name in ("tokens", "segment_ids")}}
+    all_metrics, all_gradients, _ = one_step(spec, odd, mesh)
+    assert all_metrics["tokens"] == 7 * ROW_LENGTH
+    assert metrics["loss"] == pytest.approx(all_metrics["loss"], rel=1e-6)
+    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(all_gradients), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2)], ids=lambda shape: "x".join(map(str, shape)))
+def test_every_mesh_gives_the_same_packed_step(shape):
+    spec = dataclasses.replace(spec_of(config=with_dropout(SMALL), loss=ALL_LOSSES), slots=SLOTS)
+    batch = pack(random_batch(0, batch=16, list_size=2), rows=8)
+    assert batch["micro_batches"] > 1
+    metrics, gradients, _ = one_step(spec, batch, make_mesh(*shape))
+    expected_metrics, expected, _ = one_step(spec, batch, one_device_mesh())
+    for name in ("loss", "grad_norm", "documents", "useful_tokens"):
+        assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-4), name
+    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_only_losses_over_lists_need_whole_lists():
+    assert trainer.needs_whole_lists(ALL_LOSSES)
+    assert trainer.needs_whole_lists(losses.listwise_kl_divergence)
+    pointwise = losses.weighted_sum((losses.kl_divergence, losses.hard_cross_entropy), (1.0, 1.0))
+    assert not trainer.needs_whole_lists(pointwise)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +278,10 @@ def test_an_indivisible_batch_size_names_one_that_fits():
     trainer.check_batch_size(32, 2, mesh)
     with pytest.raises(InputError, match="multiple of 8, such as 24"):
         trainer.check_batch_size(30, 2, mesh)
+    trainer.check_batch_size(30, 2, mesh, packed=True)
+    for batch_size, accumulation in ((0, 1), (2, 3), (4, 0)):
+        with pytest.raises(InputError, match=f"batch size {batch_size} does not split into {accumulation}"):
+            trainer.check_batch_size(batch_size, accumulation, mesh, packed=True)
 
 
 def torch_model():
