@@ -28,6 +28,7 @@ from contenders.processes import ContenderError, Spec, run_module
 from contenders.rounds import Row
 from contenders.workloads import Workload
 
+from inranker_jax import packing
 from inranker_jax.packing import Layout
 
 # The largest differences of scores (true - false) that still count as equal. Random weights give scores of about 1;
@@ -73,6 +74,10 @@ class Bench:
     def command(self) -> str:
         """What was typed."""
         return " ".join(["python", "benchmarks/scoring.py", *sys.argv[1:]])
+
+    def roof(self, precision: str) -> float:
+        """The largest rate of matrix products that was measured, FLOP/s; 0 where none was."""
+        return max((rates.get(precision, 0.0) for rates in self.peaks.values()), default=0.0)
 
     def save(self) -> str:
         """Writes the files, and returns the Markdown."""
@@ -123,7 +128,13 @@ def contenders(bench: Bench, cores: int, tokens: int | None = None, *, brief: bo
             name = f"PyTorch {dtype}" + (" compiled" if compiled else "")
             modes = ("sorted", "arrival") + (("padded",) if dtype == "float32" or device == "gpu" else ())
             specs.append(
-                Spec(name, "torch_scorer", options, ("sorted",) if compiled or brief else modes, dtype)
+                Spec(
+                    name,
+                    "contenders.torch_scorer",
+                    options,
+                    ("sorted",) if compiled or brief else modes,
+                    dtype,
+                )
             )
     if device == "cpu":
         for precision in ("float32", "int8"):
@@ -131,16 +142,17 @@ def contenders(bench: Bench, cores: int, tokens: int | None = None, *, brief: bo
                 options = {"folder": str(bench.model / "ctranslate2"), "compute_type": precision}
                 options |= {"replicas": replicas, "tokens": batch}
                 name = f"CTranslate2 {precision} {replicas}x{cores // replicas}"
-                specs.append(Spec(name, "ctranslate2_scorer", options, ("sorted",), precision))
+                specs.append(Spec(name, "contenders.ctranslate2_scorer", options, ("sorted",), precision))
         for precision in ("float32", "int8"):
             options = {"file": str(bench.model / "onnx" / f"{precision}.onnx"), "tokens": batch}
-            specs.append(Spec(f"ONNX Runtime {precision}", "onnx_scorer", options, ("sorted",), precision))
+            specs.append(
+                Spec(f"ONNX Runtime {precision}", "contenders.onnx_scorer", options, ("sorted",), precision)
+            )
     layouts = (automatic(device),) if brief else LAYOUTS
     for dtype in ("float32", "bfloat16"):
         options = {"folder": source, "dtype": dtype, "tokens": tokens}
-        specs.append(Spec(f"ours {dtype}", "ours_scorer", options, layouts, dtype))
-    wanted = bench.flags.contenders
-    return [spec for spec in specs if not wanted or any(part in spec.name for part in wanted)]
+        specs.append(Spec(f"ours {dtype}", "contenders.ours_scorer", options, layouts, dtype))
+    return settings.selected(specs, bench.flags.contenders)
 
 
 def make_models(bench: Bench) -> dict[str, str]:
@@ -150,8 +162,8 @@ def make_models(bench: Bench) -> dict[str, str]:
     forms = [("transformers", bench.flags.model, source, "")]
     if bench.flags.device == "cpu":
         forms += [
-            ("ctranslate2", str(source), bench.model / "ctranslate2", "ctranslate2_scorer"),
-            ("onnx", str(source), bench.model / "onnx", "onnx_scorer"),
+            ("ctranslate2", str(source), bench.model / "ctranslate2", "contenders.ctranslate2_scorer"),
+            ("onnx", str(source), bench.model / "onnx", "contenders.onnx_scorer"),
         ]
     for form, origin, folder, module in forms:
         if folder.is_dir():
@@ -173,6 +185,18 @@ def make_workloads(bench: Bench, names: Sequence[str], pairs: int) -> list[tuple
     """Each workload, and its first pairs for modes in which every pair costs the same."""
     made = [workloads.make(name, pairs, bench.folder, bench.flags.shared) for name in names]
     return [(whole, workloads.head(whole, bench.flags.padded_pairs, bench.folder)) for whole in made]
+
+
+def packed_share(bench: Bench, name: str) -> float:
+    """Share of useful tokens in packed rows, over as many pairs as a stream packs together."""
+    folder = bench.folder / "window"
+    folder.mkdir(exist_ok=True)
+    lengths = workloads.make(name, goals.WINDOW, folder, bench.flags.shared).lengths
+    layout = Layout("packed").resolve(bench.flags.device, 512)
+    assert layout.row_length is not None
+    assert layout.slots is not None
+    *_, count = packing.assign(lengths, layout.row_length, layout.slots)
+    return float(lengths.sum() / (count * layout.row_length))
 
 
 def measure(
@@ -236,9 +260,15 @@ def run_main_table(bench: Bench, known: dict[str, str]) -> None:
         bench.remarks.append(message)
     given = make_workloads(bench, names, bench.flags.pairs)
 
+    shares = {name: packed_share(bench, name) for name in names if not name.startswith("fixed-")}
+
     def keep(name: str, rows: list[Row]) -> None:
         bench.sections[name] = rows
-        bench.goals[name] = goals.scoring(name, rows, automatic(bench.flags.device))
+        roof = bench.roof("bfloat16") if bench.flags.device == "gpu" else None
+        shape = models.SHAPES[bench.flags.model]
+        bench.goals[name] = goals.scoring(
+            name, rows, automatic(bench.flags.device), packed=shares.get(name), shape=shape, roof=roof
+        )
         bench.save()
 
     specs = contenders(bench, len(bench.flags.cores))
@@ -276,7 +306,7 @@ def row_cells(bench: Bench, row: Row, base: Row | None) -> list[str]:
     shape, lengths = models.SHAPES[bench.flags.model], row.workload.lengths
     useful = flops.useful(shape, lengths) / len(lengths) * row.rate
     plain = sum(flops.plain(shape, int(length)) for length in lengths) / len(lengths) * row.rate
-    roof = max((rates.get(row.precision, 0.0) for rates in bench.peaks.values()), default=0.0)
+    roof = bench.roof(row.precision)
     against = rounds.ratio(row, base) if base is not None and base.seconds and not base.error else None
     share = row.notes.get("useful_share")
     return [

@@ -48,9 +48,17 @@ class Bench:
     @property
     def goals(self) -> list[report.Goal]:
         """Of all workloads."""
+        roof = self.roof("bfloat16") if self.flags.device == "gpu" else None
+        shape = models.SHAPES[self.flags.model]
         return [
-            goal for name, rows in self.sections.items() for goal in goals.training(name, rows, AUTOMATIC)
+            goal
+            for name, rows in self.sections.items()
+            for goal in goals.training(name, rows, AUTOMATIC, shape=shape, roof=roof)
         ]
+
+    def roof(self, precision: str) -> float:
+        """The largest rate of matrix products that was measured, FLOP/s; 0 where none was."""
+        return max((rates.get(precision, 0.0) for rates in self.peaks.values()), default=0.0)
 
     def save(self) -> str:
         """Writes the files, and returns the Markdown."""
@@ -91,8 +99,8 @@ def contenders(flags: argparse.Namespace, model: pathlib.Path, dtype: str) -> li
         "micro_batches": flags.micro_batches,
     }
     specs = [
-        Spec(f"PyTorch {dtype}", "torch_trainer", options, ("dynamic", "padded"), dtype),
-        Spec(f"ours {dtype}", "ours_trainer", options, ("packed", "bucketed", "padded"), dtype),
+        Spec(f"PyTorch {dtype}", "contenders.torch_trainer", options, ("dynamic", "padded"), dtype),
+        Spec(f"ours {dtype}", "contenders.ours_trainer", options, ("packed", "bucketed", "padded"), dtype),
     ]
     return [
         spec for spec in specs if not flags.contenders or any(part in spec.name for part in flags.contenders)
@@ -101,7 +109,7 @@ def contenders(flags: argparse.Namespace, model: pathlib.Path, dtype: str) -> li
 
 def chosen(workload: Workload, spec: Spec, mode: str) -> Workload | None:
     """Nothing is gained by two modes that are one and the same for pairs of equal lengths."""
-    same = {"torch_trainer": "padded", "ours_trainer": "bucketed"}[spec.module]
+    same = {"contenders.torch_trainer": "padded", "contenders.ours_trainer": "bucketed"}[spec.module]
     return None if workload.name == EQUAL and mode == same else workload
 
 
@@ -153,7 +161,7 @@ def row_cells(bench: Bench, row: Row, base: Row | None) -> list[str]:
         return [label, "failed" if row.error else "not yet", *[""] * 8]
     lengths = row.workload.lengths
     useful = flops.useful(models.SHAPES[bench.flags.model], lengths, training=True) / lengths.sum() * row.rate
-    roof = max((rates.get(row.precision, 0.0) for rates in bench.peaks.values()), default=0.0)
+    roof = bench.roof(row.precision)
     against = rounds.ratio(row, base) if base is not None and base.seconds and not base.error else None
     steps = sorted(1 / seconds for seconds in row.seconds)
     return [

@@ -28,7 +28,7 @@ class Spec:
 
     Attributes:
       name: in tables, such as "PyTorch float32".
-      module: the module of this package with its `Contender`.
+      module: the module with its `Contender`, such as "contenders.torch_scorer".
       options: for that class; must be plain data.
       modes: ways in which it is run, each a row of the tables.
       precision: "float32", "bfloat16" or "int8".

@@ -8,10 +8,11 @@ import os
 import pathlib
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .models import SHAPES
+from .processes import Spec
 from .workloads import ROOT, SHARED
 
 
@@ -30,6 +31,17 @@ def core_numbers(text: str) -> list[int]:
     if not 1 <= int(text) <= len(usable):
         raise argparse.ArgumentTypeError(f"{text} cores; this process may use {len(usable)}")
     return usable[: int(text)]
+
+
+def selected(specs: Sequence[Spec], wanted: Sequence[str]) -> list[Spec]:
+    """The contenders that a user named, by whole names or parts of them; all without a wish."""
+    names = {spec.name for spec in specs}
+    return [
+        spec
+        for spec in specs
+        if not wanted
+        or any(part == spec.name or (part in spec.name and part not in names) for part in wanted)
+    ]
 
 
 def add_common(parser: argparse.ArgumentParser, name: str, rounds: int) -> None:

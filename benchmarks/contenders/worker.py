@@ -1,6 +1,6 @@
 """The process of one contender: `python -m contenders.worker`, commands in and answers out, one JSON line each.
 
-The first line has `module` (a module of this package with a class `Contender`), `options` for that class, and `cores`
+The first line has `module` (one with a class `Contender`), `options` for that class, and `cores`
 to which the process is confined before anything that starts threads is imported. The commands that follow:
 
 - `{"do": "prepare", "workload": name, "file": path, "mode": mode}`: warms up, and answers what there is to say;
@@ -112,7 +112,7 @@ def main() -> None:
     if first["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, first["cores"])
     try:
-        module = importlib.import_module(f"{__package__}.{first['module']}")
+        module = importlib.import_module(first["module"])
         contender: Contender = module.Contender(first["options"])
         send({"about": contender.about()})
     except Exception as error:
