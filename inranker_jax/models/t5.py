@@ -17,6 +17,7 @@ training, scoring and checkpoints hold:
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -257,11 +258,18 @@ def _definition(
     """Static part of the module, and flat trees of abstract parameters and logical names."""
     # Under a context mesh NNX would take the logical names for mesh axes.
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        model = nnx.eval_shape(lambda: T5CrossEncoder(config, compute=compute, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(functools.partial(_untouched, config, compute))
     graph, state = nnx.split(model)
     variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     shapes = {path: jax.ShapeDtypeStruct(v.shape, jnp.float32) for path, v in variables.items()}
     return graph, shapes, {path: v.get_metadata("out_sharding") for path, v in variables.items()}
+
+
+def _untouched(config: T5Config, compute: Compute) -> T5CrossEncoder:
+    """A module only for its shapes: all parameters share a key, as tracing `nnx.Rngs` takes three times as long."""
+    key = jax.random.key(0)
+    rngs: Any = types.SimpleNamespace(params=lambda: key)
+    return T5CrossEncoder(config, compute=compute, rngs=rngs)
 
 
 def _rematerialised(layer: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:
