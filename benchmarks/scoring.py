@@ -7,9 +7,11 @@ All contenders load the same random weights and get the same token ids: pairs of
 TREC DL 2019 and Cranfield (`../shared/data`; without it a log-normal mix). Each runs in a process of its own; they take
 turns, in a new order each round, and whoever does not have the turn is stopped. First the scores of all are compared
 with PyTorch's in float32. OUTPUT_DIR gets scoring.md and scoring.json after every round. A contender that cannot run is
-a row that says why. Modes: "arrival" is batches of 16 in the order given, padded to their longest (what reference
-clients do); "sorted" is longest first, as many as make --tokens; "padded" is the reference recipe, every pair padded to
-512, measured on the first --padded_pairs pairs since each costs the same; ours: its layouts (`inranker_jax.packing`).
+a row that says why. The default takes about a quarter of an hour with t5-small on two cores.
+
+Modes: "arrival" is batches of 16 in the order given, padded to their longest (what reference clients do); "sorted" is
+longest first, as many as make 2048 tokens; "padded" is the reference recipe, every pair padded to 512, measured on the
+first --padded_pairs pairs since each costs the same; ours: its layouts (`inranker_jax.packing`).
 
 Install the peers with `pip install -e '.[benchmark]'`.
 """
@@ -36,6 +38,7 @@ from inranker_jax.packing import Layout
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.3}
 LAYOUTS = ("bucketed", "packed", "padded")
 SWEEPS = ("length", "tokens", "cores")
+MOST_PAIRS = 512
 LENGTHS = (64, 128, 256, 384, 512)
 CALLS = (512, 1024, 2048, 4096, 8192)
 
@@ -181,10 +184,14 @@ def make_models(bench: Bench) -> dict[str, str]:
     return errors
 
 
-def make_workloads(bench: Bench, names: Sequence[str], pairs: int) -> list[tuple[Workload, Workload]]:
+def make_workloads(bench: Bench, names: Sequence[str], pairs: int | None) -> list[tuple[Workload, Workload]]:
     """Each workload, and its first pairs for modes in which every pair costs the same."""
-    made = [workloads.make(name, pairs, bench.folder, bench.flags.shared) for name in names]
-    return [(whole, workloads.head(whole, bench.flags.padded_pairs, bench.folder)) for whole in made]
+    flags, made = bench.flags, []
+    for name in names:
+        whole = workloads.make(name, pairs or MOST_PAIRS, bench.folder, flags.shared)
+        whole = whole if pairs else workloads.within(whole, flags.tokens)
+        made.append((whole, workloads.head(whole, flags.padded_pairs, f"{name}-first")))
+    return made
 
 
 def packed_share(bench: Bench, name: str) -> float:
@@ -245,8 +252,8 @@ def measure(
             keep(whole.name, rows)
 
             def after_round(done: int, name: str = whole.name, rows: list[Row] = rows) -> None:
-                rounds.say(f"{name}: round {done} of {bench.flags.rounds}")
                 keep(name, rows)
+                rounds.say(f"{name}: round {done} of {bench.flags.rounds}")
 
             rounds.take_turns(rows, workers, bench.flags.rounds, after_round)
         roof()
@@ -286,7 +293,9 @@ def run_sweep(bench: Bench, kind: str, known: dict[str, str]) -> None:
         settings = [(f"{tokens} tokens a call", all_cores, tokens, ["fixed-256"]) for tokens in CALLS]
     else:
         counts = sorted({1, len(all_cores)})
-        settings = [(f"{count} cores", all_cores[:count], None, ["fixed-256"]) for count in counts]
+        settings = [
+            (f"{count} core{'s' * (count > 1)}", all_cores[:count], None, ["fixed-256"]) for count in counts
+        ]
     columns = bench.sweeps.setdefault(kind, {})
     for label, cores, tokens, names in settings:
 
@@ -373,13 +382,16 @@ def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    settings.add_common(parser, "scoring", rounds=5)
+    settings.add_common(parser, "scoring", rounds=4)
     parser.add_argument(
         "--workloads", type=settings.commas, default=["fixed-256", *workloads.COLLECTIONS],
         help="fixed-LENGTH, scifact, trec-dl-2019-pool, cranfield, synthetic-mix",
     )  # fmt: skip
-    parser.add_argument("--pairs", type=int, default=128, help="pairs of each workload")
-    parser.add_argument("--padded_pairs", type=int, default=32, help="pairs of modes that pad to 512")
+    parser.add_argument(
+        "--tokens", type=int, default=16384, help="of each workload: as many pairs as have them"
+    )
+    parser.add_argument("--pairs", type=int, help="of each workload, in place of --tokens")
+    parser.add_argument("--padded_pairs", type=int, default=16, help="pairs of modes that pad to 512")
     parser.add_argument(
         "--sweep", type=settings.commas, default=[], help="in place of the main table: length, tokens, cores"
     )

@@ -147,8 +147,8 @@ def measure(bench: Bench, given: list[Workload], dtype: str) -> bool:
                 return float(row.workload.lengths[number * batch_size :][:batch_size].sum())
 
             def after_round(done: int, workload: Workload = workload) -> None:
-                rounds.say(f"{workload.name}, {dtype}: round {done} of {flags.rounds}")
                 bench.save()
+                rounds.say(f"{workload.name}, {dtype}: round {done} of {flags.rounds}")
 
             rounds.take_turns(rows, workers, flags.rounds, after_round, CHECKS, tokens)
     return equal

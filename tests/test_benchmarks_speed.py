@@ -112,14 +112,20 @@ def test_tables_are_markdown_and_failures_stand_below(tmp_path):
 def test_collections_that_are_not_there_are_replaced(tmp_path):
     names, message = workloads.available(["fixed-64", "scifact", "cranfield"], tmp_path)
     assert names == ["fixed-64", workloads.SYNTHETIC]
+    assert message
     assert "scifact, cranfield" in message
     mix = workloads.make(workloads.SYNTHETIC, 50, tmp_path, tmp_path)
     sequences = workloads.sequences_of(workloads.read_arrays(str(mix.path)))
     assert [len(sequence) for sequence in sequences] == mix.lengths.tolist()
     assert len({sequence.tobytes() for sequence in sequences}) == 50
     assert all(sequence[-1] == 1 and sequence[:-1].min() >= 3 for sequence in sequences)
-    first = workloads.head(mix, 7, tmp_path)
+    first = workloads.head(mix, 7, "first")
     assert first.lengths.tolist() == mix.lengths[:7].tolist()
+    whole = mix.lengths.tolist()
+    few = workloads.within(mix, 1000)
+    assert few.path == mix.path
+    assert 1000 - 512 < few.lengths.sum() <= 1000
+    assert few.lengths.tolist() == whole[: len(few.lengths)]
 
 
 def test_real_pairs_are_all_different(shared_data, tmp_path):
@@ -217,8 +223,7 @@ def test_a_contender_without_its_library_becomes_a_row_with_the_reason(sleeper, 
     ) as (workers, errors):
         assert list(workers) == ["sleeper"]
         rows = rounds.prepare([missing, known], workers, errors, lambda *_: workload_of([1]), lambda _: None)
-    assert "no_such_module is not installed" in rows[0].error
-    assert rows[1].error == "no model"
+    assert [row.error for row in rows] == ["no_such_module is not installed", "no model"]
 
 
 def test_rounds_save_after_each_and_go_on_without_one_that_fails(sleeper, tmp_path):
@@ -234,6 +239,7 @@ def test_rounds_save_after_each_and_go_on_without_one_that_fails(sleeper, tmp_pa
         workers["sleeper"].close()
         rounds.take_turns(rows, workers, 1, lambda _: None)
     assert seen == [(1, 1), (2, 2)]
+    assert rows[0].error
     assert "ended with status" in rows[0].error
 
 

@@ -38,8 +38,7 @@ class Contender:
         self._workloads[name] = [
             [self._names[token] for token in sequence] for sequence in sequences_of(arrays)
         ]
-        self.run(name, mode, 0)
-        return {}
+        return {"values": self.run(name, mode, 0)}
 
     def run(self, name: str, mode: str, number: int) -> list[float]:
         """Differences of the label logits; it sorts by length and cuts by tokens itself."""

@@ -119,9 +119,9 @@ def prepare(
     errors: Mapping[str, str],
     choose: Callable[[Spec, str], Workload | None],
     say: Callable[[str], None],
-    checks: int = 1,
+    checks: int = 0,
 ) -> list[Row]:
-    """Makes a row of every contender and mode, warmed up and with the values of the first runs.
+    """Makes a row of every contender and mode, warmed up and with values to compare.
 
     Args:
       specs: all contenders.
@@ -129,7 +129,7 @@ def prepare(
       errors: why others do not.
       choose: the workload of a contender in a mode; None leaves the row out.
       say: told what is going on.
-      checks: how many runs give values.
+      checks: how many runs give values, beside those of a contender's own preparation.
     """
     rows = []
     for spec in specs:
@@ -145,6 +145,7 @@ def prepare(
             ask = workers[spec.name].ask
             try:
                 row.notes = ask(do="prepare", workload=workload.name, file=str(workload.path), mode=mode)
+                row.values = row.notes.pop("values", [])
                 for number in range(checks):
                     row.values += ask(do="run", workload=workload.name, mode=mode, round=number)["values"]
             except ContenderError as error:

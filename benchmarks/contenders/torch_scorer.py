@@ -43,12 +43,11 @@ class Contender:
         return found.logits[:, 0, :].index_select(1, self._label_ids).float()
 
     def prepare(self, name: str, arrays: dict[str, np.ndarray], mode: str) -> dict[str, Any]:
-        """Two passes: the first compiles, or fills the caches of kernels."""
+        """One pass, which compiles and fills the caches of kernels."""
         self._workloads[name] = sequences_of(arrays)
         sizes = arrays["lengths"].tolist()
         computed = sum(len(chosen) * length for chosen, length in cutting.batches(sizes, mode, self._tokens))
-        self.run(name, mode, 0)
-        return {"useful_share": sum(sizes) / computed}
+        return {"useful_share": sum(sizes) / computed, "values": self.run(name, mode, 0)}
 
     def run(self, name: str, mode: str, number: int) -> list[float]:
         """Differences of the label logits (true - false), in the order of the workload."""

@@ -34,7 +34,11 @@ class Contender(Protocol):
         """Versions and settings, for the report."""
 
     def prepare(self, name: str, arrays: dict[str, np.ndarray], mode: str) -> dict[str, Any]:
-        """Makes a workload ready in a mode and runs it until nothing is compiled any more."""
+        """Makes a workload ready in a mode and runs it until nothing is compiled any more.
+
+        Returns:
+          What there is to say, such as `useful_share`; `values` where the run gave what is to be compared.
+        """
 
     def run(self, name: str, mode: str, number: int) -> list[float]:
         """What is timed: round `number` of a workload, until the results are on the host."""

@@ -108,12 +108,16 @@ def make(name: str, pairs: int, folder: pathlib.Path, shared: pathlib.Path) -> W
     )
 
 
-def head(workload: Workload, pairs: int, folder: pathlib.Path) -> Workload:
-    """A workload's first pairs."""
-    if pairs >= len(workload.lengths):
-        return workload
-    arrays = read_arrays(str(workload.path))
-    return save(f"{workload.name}-first", folder, sequences_of(arrays)[:pairs])
+def head(workload: Workload, pairs: int, name: str) -> Workload:
+    """A workload's first pairs, in a file beside its own or, under its own name, in place of it."""
+    sequences = sequences_of(read_arrays(str(workload.path)))
+    return save(name, workload.path.parent, sequences[:pairs])
+
+
+def within(workload: Workload, tokens: int) -> Workload:
+    """As many of a workload's first pairs as have `tokens` tokens together, at least four of them."""
+    pairs = int(np.searchsorted(np.cumsum(workload.lengths), tokens, side="right"))
+    return head(workload, max(4, pairs), workload.name)
 
 
 def labelled(
