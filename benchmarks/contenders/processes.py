@@ -126,8 +126,9 @@ class Worker:
         return line
 
     def close(self) -> None:
-        """Kills the process and waits for its end."""
-        self._process.kill()
+        """Kills the process with all that it started (PyTorch's compilers), and waits for its end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
