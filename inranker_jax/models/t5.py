@@ -96,11 +96,10 @@ class Decoder(nnx.Module):
         # Until its first look at the encoder's output, the decoder's state is the same for all; dropout ends that.
         shape = (1, 1) if seeds is None else mask.shape[:2]
         x = jnp.broadcast_to(x, (*shape, *x.shape))
-        x = dropout(x, self.rate, part(seeds, 0))
+        x = _divide_batch(dropout(x, self.rate, part(seeds, 0)))
         for i in range(self.num_layers):
             layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            # Unpinned, XLA's partitioner gave packed rows to the wrong shard on a 2x2x2 mesh of CPU devices.
-            x = _divide_batch(layer(x, encoded, mask, part(seeds, 2 + 6 * i, 6)))
+            x = layer(x, encoded, mask, part(seeds, 2 + 6 * i, 6))
         return dropout(self.decoder_norm(x), self.rate, part(seeds, 1))
 
 
@@ -156,7 +155,7 @@ class T5CrossEncoder(nnx.Module):
             seeds = jax.random.bits(dropout_key, (in_encoder + in_decoder, 2), jnp.uint32)
         self_mask, cross_mask = _masks(tokens, self.config.pad_token_id, segment_ids, slots)
         encoded = self.encoder(self.token_embedder(tokens), self_mask, part(seeds, 0, in_encoder))
-        start = self.token_embedder(jnp.asarray(self.config.decoder_start_token_id))
+        start = _whole(self.token_embedder(jnp.asarray(self.config.decoder_start_token_id)))
         x = self.decoder(start, encoded, cross_mask, part(seeds, in_encoder, in_decoder))
         logits = self._label_logits(x, label_ids)
         unknown = jnp.any((tokens < 0) | (tokens >= self.config.vocab_size), axis=1)
@@ -171,8 +170,8 @@ class T5CrossEncoder(nnx.Module):
         if self.config.scale_decoder_outputs:
             x = x * self.config.d_model**-0.5
         if self.config.tie_word_embeddings:
-            return product("nse,ke->nsk", x, self.token_embedder(label_ids), "float32")
-        head = jnp.take(self.decoder.logits_dense.kernel[...], label_ids, axis=1)
+            return product("nse,ke->nsk", x, _whole(self.token_embedder(label_ids)), "float32")
+        head = _whole(jnp.take(self.decoder.logits_dense.kernel[...], label_ids, axis=1))
         return product("nse,ek->nsk", x, head, "float32")
 
 
@@ -290,6 +289,17 @@ def _divide_batch(x: jax.Array) -> jax.Array:
     if devices == 1 or x.shape[0] % devices:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """Has every device of the context mesh hold all of `x`, some rows of a divided parameter.
+
+    Otherwise both the batch and `x` are divided over `fsdp`, and where XLA's partitioner (jax 0.10.2) takes the batch
+    apart the other way, it mixes its rows up on a 2x2x2 mesh.
+    """
+    if not jax.sharding.get_abstract_mesh().axis_names:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def _masks(
