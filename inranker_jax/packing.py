@@ -19,7 +19,7 @@ KINDS = ("auto", "padded", "bucketed", "packed")
 DEFAULT_LENGTHS = (*range(16, 256, 16), *range(256, 384, 32), *range(384, 1024, 64), *range(1024, 4097, 256))
 """Row lengths of the bucketed layout where none are given: fine enough that the last row of pad is small."""
 
-_CPU_TOKENS, _ACCELERATOR_TOKENS = 2048, 16384
+_CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 16384
 _TOKENS_PER_SLOT = 32
 
 
@@ -34,7 +34,7 @@ class Layout:
         always the last.
       row_length: packed: tokens a row, at least `max_length`, which is the default; training chooses it for its data.
       slots: packed: most sequences a row; one for each 32 tokens by default.
-      tokens_per_call: tokens computed at once on each device, padding included; 2048 on CPU and 16384 elsewhere
+      tokens_per_call: tokens computed at once on each device, padding included; 1024 on CPU and 16384 elsewhere
         by default. A call has at least one row.
 
     Raises:

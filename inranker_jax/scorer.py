@@ -10,11 +10,13 @@ a row. Either way calls have a few fixed shapes, so little is compiled, and shor
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ from inranker_jax.packing import Layout
 from inranker_jax.partitioning import batch_sharding, batch_ways, param_shardings, replicated
 from inranker_jax.prompts import ScoringContract, Tokenizer, preset
 from inranker_jax.prompts.tokenizer import check_text
-from inranker_jax.scoring_calls import Call, Statistics, Window, stream
+from inranker_jax.scoring_calls import Call, Statistics, Window, calls_side_by_side, stream
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -120,6 +122,9 @@ class Reranker:
         self._forward = _compiled(config, self._compute, label_ids, slots, mesh)
         self._outputs = len(label_ids)
         self._params = self._place(params)
+        self._side_by_side = calls_side_by_side(platform) if mesh is None else 1
+        self._compiling = threading.Lock()
+        self._launched: set[tuple[int, ...]] = set()
 
     @classmethod
     def from_pretrained(
@@ -333,7 +338,7 @@ class Reranker:
                 first = numbers.stop
                 yield chunk, numbers
 
-        return stream(numbered(), self._prepare, self._launch)
+        return stream(numbered(), self._prepare, self._launch, self._side_by_side)
 
     def _all_logits(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Raw label logits of a whole list, float32 [len(pairs), K].
@@ -349,7 +354,8 @@ class Reranker:
         dealt = [distinct[start::count] for start in range(count)]
         chunks = ((window, [places[pair][0] for pair in window]) for window in dealt)
         logits = np.zeros((len(pairs), self._outputs), np.float32)
-        for window, values in zip(dealt, stream(chunks, self._prepare, self._launch), strict=True):
+        parts = stream(chunks, self._prepare, self._launch, self._side_by_side)
+        for window, values in zip(dealt, parts, strict=True):
             members = [places[pair] for pair in window]
             logits[np.concatenate(members)] = np.repeat(values, list(map(len, members)), axis=0)
         return logits
@@ -357,7 +363,7 @@ class Reranker:
     def _prepare(self, chunk: tuple[Sequence[Pair], Sequence[int]]) -> Window:
         """Tokenises and lays out pairs; the numbers beside them are how the caller counts them."""
         pairs, numbers = chunk
-        return Window(
+        window = Window(
             self.contract.encode(self.tokenizer, *_split_pairs(pairs, numbers)),
             numbers,
             self._outputs,
@@ -366,11 +372,16 @@ class Reranker:
             pad_id=self.config.pad_token_id,
             vocab_size=self.config.vocab_size,
         )
+        for call in window.calls:
+            self.statistics.add(call)
+        return window
 
     def _launch(self, call: Call) -> jax.Array:
-        self.statistics.add(call)
         if self._mesh is None:
-            output = self._forward(self._params, call.tokens, call.segment_ids)
+            # Of two threads that need the same new program, one compiles it.
+            with contextlib.nullcontext() if call.tokens.shape in self._launched else self._compiling:
+                output = self._forward(self._params, call.tokens, call.segment_ids)
+                self._launched.add(call.tokens.shape)
         else:
             sharding = batch_sharding(self._mesh)
             placed = [

@@ -6,7 +6,9 @@ prepares the next.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -192,8 +194,19 @@ class Window:
         return logits
 
 
+def calls_side_by_side(platform: str) -> int:
+    """How many calls run at the same time: on a CPU one for each core that this process may use, else one."""
+    if platform != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_IN_FLIGHT, cores)
+
+
 def stream(
-    chunks: Iterable[Chunk], prepare: Callable[[Chunk], Window], launch: Callable[[Call], Any]
+    chunks: Iterable[Chunk],
+    prepare: Callable[[Chunk], Window],
+    launch: Callable[[Call], Any],
+    side_by_side: int = 1,
 ) -> Iterator[np.ndarray]:
     """Runs windows one after another, the device never waiting for the host.
 
@@ -205,6 +218,8 @@ def stream(
       chunks: read in the caller's thread.
       prepare: makes a chunk's window; called in one other thread, in order.
       launch: starts a call and returns its output, an array that may not be there yet.
+      side_by_side: calls that run at the same time, each in a thread of its own; 1 leaves that to the device. On a
+        CPU two fill the gaps that one leaves where an operation does not keep all cores busy.
 
     Yields:
       float32 `[n, K]` for each chunk, in order.
@@ -214,12 +229,13 @@ def stream(
 
     def land() -> None:
         window, call, output = running.popleft()
-        window.put(call, np.asarray(output))
+        window.put(call, output.result() if isinstance(output, Future) else np.asarray(output))
 
     def start(window: Window, call: Call) -> None:
         while len(running) >= _IN_FLIGHT:
             land()
-        running.append((window, call, launch(call)))
+        output = launch(call) if side_by_side == 1 else runners.submit(lambda: np.asarray(launch(call)))
+        running.append((window, call, output))
 
     def finish(window: Window | None) -> Iterator[np.ndarray]:
         if window is not None:
@@ -227,7 +243,13 @@ def stream(
                 land()
             yield window.logits()
 
-    with ThreadPoolExecutor(1, thread_name_prefix="inranker_jax-tokens") as pool:
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="inranker_jax-tokens"))
+        runners = stack.enter_context(
+            ThreadPoolExecutor(side_by_side, thread_name_prefix="inranker_jax-calls")
+        )
+        # Whoever stops in the middle does not wait for calls that have not begun.
+        stack.callback(runners.shutdown, wait=False, cancel_futures=True)
 
         def read() -> Future[Window] | None:
             try:
