@@ -7,11 +7,17 @@ import pathlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("INRANKER_JAX_COMPILATION_CACHE", "off")
+# Half of the tests' time is compilation: the next run finds the programs of this one.
+os.environ.setdefault(
+    "INRANKER_JAX_COMPILATION_CACHE", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla")
+)
 
 import jax
 import pytest
 
+from inranker_jax import compilation_cache
+
+compilation_cache.enable()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -1,4 +1,4 @@
-"""Scoring needs neither TensorFlow nor PyTorch: proved in a process that imported nothing else."""
+"""Scoring needs neither TensorFlow nor PyTorch nor Orbax: proved in a process that imported nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import pytest
 from tests.tiny_vocabulary import write_spiece
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-HEAVY = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "torch", "transformers", "gin")
+HEAVY = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "tensorflow_text",
+    "seqio",
+    "torch",
+    "transformers",
+    "gin",
+    "orbax",
+)
 
 PROGRAM = """
 import sys
