@@ -20,6 +20,7 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "etils[epath]>=1.13",
+    "filelock>=3.15",
     "huggingface_hub>=1.0",
     "numpy>=2.1",
     "safetensors>=0.6",
@@ -55,6 +56,15 @@ TRAIN = [
 # Teachers and query generators of other people's making.
 TEACHERS = [*LABEL, "sentence-transformers>=5.0", "torch>=2.6", "transformers>=5.0,<6"]
 BEAM = ["apache-beam>=2.70", "google-crc32c>=1.7"]
+# What `benchmarks/scoring.py` and `training.py` measure beside us.
+BENCHMARK = [
+    *LABEL,
+    "ctranslate2>=4.8,<5",
+    "onnx>=1.20",
+    "onnxruntime>=1.22",
+    "torch>=2.6",
+    "transformers>=5.0,<6",
+]
 DEV = [
     *TRAIN,
     *TEACHERS,
@@ -101,6 +111,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
         "beam": BEAM,
+        "benchmark": BENCHMARK,
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -34,8 +34,8 @@ class Layout:
         always the last.
       row_length: packed: tokens a row, at least `max_length`, which is the default; training chooses it for its data.
       slots: packed: most sequences a row; one for each 32 tokens by default.
-      tokens_per_call: tokens computed at once on each device, padding included; 1024 on CPU and 16384 elsewhere
-        by default. A call has at least one row.
+      tokens_per_call: tokens of a call on each device, padding included; 1024 on CPU (2048 in training) and 16384
+        elsewhere by default. A call has at least one row.
 
     Raises:
       InputError: a value is out of range.

@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from inranker_jax.models.t5 import Params
 
-# Pairs that are laid out together; two windows are held at a time.
+# Pairs that are laid out together; up to three windows are held at a time.
 _WINDOW = 4096
 
 Pair = tuple[str, str]
@@ -97,7 +97,8 @@ class Reranker:
             differ in the second decimal.
           layout: a `packing.Layout`, or the kind of one: "padded", "bucketed" or "packed"; by default "auto",
             what is fastest on the platform. Logits are the same up to rounding.
-          tokens_per_call: tokens computed at once on each device; by default the layout's. Less memory with fewer.
+          tokens_per_call: tokens of one call on each device; by default the layout's. Less memory with fewer. On a
+            CPU as many calls run at once as there are cores, at most 8.
           mesh: rows are divided over its `data` and `fsdp` axes, parameters over `fsdp` and `model`. One
             device without. With several processes, all call with the same pairs and all get the scores.
 
@@ -338,7 +339,7 @@ class Reranker:
                 first = numbers.stop
                 yield chunk, numbers
 
-        return stream(numbered(), self._prepare, self._launch, self._side_by_side)
+        return stream(numbered(), self._prepare, self._launcher(), self._side_by_side)
 
     def _all_logits(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Raw label logits of a whole list, float32 [len(pairs), K].
@@ -354,7 +355,7 @@ class Reranker:
         dealt = [distinct[start::count] for start in range(count)]
         chunks = ((window, [places[pair][0] for pair in window]) for window in dealt)
         logits = np.zeros((len(pairs), self._outputs), np.float32)
-        parts = stream(chunks, self._prepare, self._launch, self._side_by_side)
+        parts = stream(chunks, self._prepare, self._launcher(), self._side_by_side)
         for window, values in zip(dealt, parts, strict=True):
             members = [places[pair] for pair in window]
             logits[np.concatenate(members)] = np.repeat(values, list(map(len, members)), axis=0)
@@ -376,11 +377,15 @@ class Reranker:
             self.statistics.add(call)
         return window
 
-    def _launch(self, call: Call) -> jax.Array:
+    def _launcher(self) -> Callable[[Call], jax.Array]:
+        """Starts calls with the parameters of now, even where they are replaced before a call's turn comes."""
+        return functools.partial(self._launch, self._params)
+
+    def _launch(self, params: Any, call: Call) -> jax.Array:
         if self._mesh is None:
             # Of two threads that need the same new program, one compiles it.
             with contextlib.nullcontext() if call.tokens.shape in self._launched else self._compiling:
-                output = self._forward(self._params, call.tokens, call.segment_ids)
+                output = self._forward(params, call.tokens, call.segment_ids)
                 self._launched.add(call.tokens.shape)
         else:
             sharding = batch_sharding(self._mesh)
@@ -391,7 +396,7 @@ class Reranker:
                 for array in (call.tokens, call.segment_ids)
             ]
             with jax.set_mesh(self._mesh):
-                output = self._forward(self._params, *placed)
+                output = self._forward(params, *placed)
         output.copy_to_host_async()
         return output
 

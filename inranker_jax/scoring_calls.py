@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,7 @@ Chunk = TypeVar("Chunk")
 
 @dataclasses.dataclass
 class Statistics:
-    """What was computed so far.
+    """What was laid out so far: up to a window more than what was computed.
 
     Attributes:
       calls: executions of a compiled program.
@@ -40,12 +41,14 @@ class Statistics:
     calls: int = 0
     tokens: int = 0
     useful_tokens: int = 0
+    _lock: Any = dataclasses.field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def add(self, call: Call) -> None:
         """Counts a call."""
-        self.calls += 1
-        self.tokens += call.tokens.size
-        self.useful_tokens += call.useful_tokens
+        with self._lock:
+            self.calls += 1
+            self.tokens += call.tokens.size
+            self.useful_tokens += call.useful_tokens
 
     @property
     def useful_share(self) -> float:
@@ -195,7 +198,7 @@ class Window:
 
 
 def calls_side_by_side(platform: str) -> int:
-    """How many calls run at the same time: on a CPU one for each core that this process may use, else one."""
+    """How many calls run at the same time: on a CPU one a core that this process may use, at most 8; else one."""
     if platform != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -225,6 +228,7 @@ def stream(
       float32 `[n, K]` for each chunk, in order.
     """
     iterator = iter(chunks)
+    limit = max(_IN_FLIGHT, 2 * side_by_side)
     running: deque[tuple[Window, Call, Any]] = deque()
 
     def land() -> None:
@@ -232,7 +236,7 @@ def stream(
         window.put(call, output.result() if isinstance(output, Future) else np.asarray(output))
 
     def start(window: Window, call: Call) -> None:
-        while len(running) >= _IN_FLIGHT:
+        while len(running) >= limit:
             land()
         output = launch(call) if side_by_side == 1 else runners.submit(lambda: np.asarray(launch(call)))
         running.append((window, call, output))
@@ -277,6 +281,7 @@ def stream(
                     if before.is_complete:
                         break
                 yield from finish(before)
+                before = None
             following = read()
             for call in calls:
                 start(window, call)

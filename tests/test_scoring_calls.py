@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 
@@ -167,7 +168,7 @@ def echo(call: Call) -> np.ndarray:
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("inranker_jax-tokens")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("inranker_jax-")]
 
 
 def test_the_next_window_is_prepared_while_calls_run() -> None:
@@ -240,6 +241,57 @@ def test_errors_come_in_their_turn() -> None:
         got.extend(stream(chunks(), prepare, echo))
     assert len(got) == 2
     assert threads() == []
+
+
+@pytest.mark.parametrize("side_by_side", [2, 4, 20])
+def test_calls_side_by_side_keep_order_and_limit(side_by_side: int) -> None:
+    """Calls of unequal duration; each is in one of the threads, and few are under way."""
+    lock, running, most = threading.Lock(), 0, 0
+
+    def launch(call: Call) -> np.ndarray:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(random.random() / 200)
+        assert threading.current_thread() is not threading.main_thread()
+        with lock:
+            running -= 1
+        return echo(call)
+
+    parts = list(stream([50, 3, 0, 70], window_of, launch, side_by_side))
+    for part, count in zip(parts, [50, 3, 0, 70], strict=True):
+        assert part[:, 0].tolist() == list(range(1, count + 1))
+    assert 1 < most <= side_by_side
+    assert threads() == []
+
+
+def test_an_error_of_a_call_side_by_side_is_raised() -> None:
+    def launch(call: Call) -> np.ndarray:
+        if call.tokens[0, 0] == 9:
+            raise MemoryError("no room for call 9")
+        return echo(call)
+
+    got = []
+    with pytest.raises(MemoryError, match="call 9"):
+        got.extend(stream([5, 20, 5], window_of, launch, 3))
+    assert len(got) == 1
+    assert threads() == []
+
+
+def test_parameters_replaced_in_the_middle_of_a_stream_count_from_the_next(
+    config: T5Config, params: dict, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer, "_WINDOW", 4)
+    reranker = Reranker(config, params, tokenizer, CONTRACT, layout=LAYOUTS["bucketed"])
+    pairs = [(f"query {number}", "a document") for number in range(16)]
+    expected = reranker.logits("query 1", ["a document"])
+    before = np.concatenate(list(reranker.logits_of_pairs(pairs)))
+    running = reranker.logits_of_pairs(pairs)
+    first = next(running)
+    reranker.update_params(init_params(config, 5))
+    np.testing.assert_array_equal(np.concatenate([first, *running]), before)
+    assert np.abs(reranker.logits("query 1", ["a document"]) - expected).max() > 1e-3
 
 
 def test_an_abandoned_stream_leaves_no_thread() -> None:

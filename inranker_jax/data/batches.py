@@ -20,6 +20,8 @@ from inranker_jax.packing import Layout
 from inranker_jax.prompts import ScoringContract, Tokenizer, pad_batch
 
 DEFAULT_LENGTHS = (128, 256, 384, 512)
+# Tokens of a micro-batch on a CPU: twice a call of the scorer, which runs calls side by side.
+_CPU_TOKENS = 2048
 _SAMPLE_STEPS, _SAMPLE_SEQUENCES = 8, 1024
 
 
@@ -100,6 +102,8 @@ class BatchMaker:
         layout = Layout.of(layout)
         if layout.lengths is None:
             layout = dataclasses.replace(layout, lengths=tuple(lengths))
+        if layout.tokens_per_call is None and platform == "cpu":
+            layout = dataclasses.replace(layout, tokens_per_call=_CPU_TOKENS)
         self.layout = layout.resolve(platform, contract.max_length)
         if self.layout.kind == "packed" and process_count > 1:
             raise InputError(

@@ -3,7 +3,7 @@
 Both exist for speed and memory. A product in bfloat16 keeps bfloat16 operands and float32 sums in its gradient
 too, where JAX's own rule would multiply float32 by bfloat16 and round the result. Attention saves its inputs and
 one number per query instead of all weights (as FlashAttention does: Dao et al. 2022, section 3.1) and, on a CPU,
-takes a few rows at a time, so that their scores stay in the cache: `benchmarks/attention.py`.
+takes a few rows at a time, so that their scores stay in the cache (`docs/performance.md`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ MASKED_SCORE = float(np.finfo(np.float32).min)
 
 # Scores of one block on a CPU: about what one core's second-level cache holds.
 _BLOCK_BYTES = 2 * 2**20
+# Each block is written out in the program, which takes time to compile.
+_MOST_BLOCKS = 16
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -105,7 +107,7 @@ def attend(
     """
     n, heads, length, _ = query.shape
     divided = any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())
-    rows = 0 if divided else max(1, _BLOCK_BYTES // (4 * heads * length * length))
+    rows = 0 if divided else max(1, _BLOCK_BYTES // (4 * heads * length * length), -(-n // _MOST_BLOCKS))
     options = _Options(dtype, 0.0 if seed is None else rate, rows if rows < n else 0)
     seed = jnp.zeros(2, jnp.uint32) if seed is None else seed
     return _attend(options, query, key, value, bias, mask, seed)

@@ -140,7 +140,8 @@ class T5CrossEncoder(nnx.Module):
           segment_ids: int32 [n, length] for packed rows: 0 is padding, whatever the token, and i marks the
             tokens of the row's sequence in slot i - 1.
           slots: most sequences a row; required with `segment_ids`.
-          dropout_key: turns dropout on, with masks that depend on the key alone and not on the mesh.
+          dropout_key: turns dropout on, with masks that depend on the key and on each array's shape, not on how it
+            is divided over a mesh.
 
         Returns:
           float32 [n, K]; with `segment_ids` [n, slots, K], finite values of no meaning for a slot without tokens.
