@@ -257,7 +257,7 @@ def record_shapes(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> list[t
     """Shapes of the calls that `reranker` makes from now on; nothing is computed."""
     shapes: list[tuple[int, int]] = []
 
-    def launch(call: Call) -> np.ndarray:
+    def launch(params: object, call: Call) -> np.ndarray:
         shapes.append(call.tokens.shape)
         assert (call.tokens[:, 0] != 0).all()
         return np.zeros((len(call.tokens), 2), np.float32)

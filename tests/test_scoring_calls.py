@@ -315,7 +315,7 @@ def test_memory_does_not_grow_with_the_stream(
     short = CONTRACT.replace(max_length=16)
     reranker = Reranker(config, params, tokenizer, short, layout=Layout("packed", tokens_per_call=1024))
     outputs = np.zeros((64, reranker.layout.slots or 0, 2), np.float32)
-    monkeypatch.setattr(reranker, "_launch", lambda call: outputs)
+    monkeypatch.setattr(reranker, "_launch", lambda params, call: outputs)
 
     def pairs(count: int) -> Iterator[tuple[str, str]]:
         return (("q", f"{number} text") for number in range(count))
