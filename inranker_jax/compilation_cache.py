@@ -69,6 +69,9 @@ def _enable() -> str | None:
     chosen = os.environ.get(VARIABLE, "").strip()
     if chosen.lower() in ("off", "0", "false", "no") or not settings.jax_enable_compilation_cache:
         return None
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        # A start-up runs dozens of small programs, each below JAX's limit of a second.
+        settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     own = settings.jax_compilation_cache_dir
     if own and not chosen:
         _guard_reads(None)
@@ -84,9 +87,6 @@ def _enable() -> str | None:
             f"Set {VARIABLE} to a folder that can be written, or to off."
         )
         return None
-    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        # A start-up runs dozens of small programs, each below JAX's limit of a second.
-        settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     settings.update("jax_compilation_cache_max_size", MAX_BYTES)
     settings.update("jax_compilation_cache_dir", str(folder))
     _guard_reads(folder)
