@@ -265,12 +265,6 @@ def run(script, tmp_path, *flags):
     return markdown, json.loads((tmp_path / "out" / f"{script}.json").read_text())
 
 
-@pytest.fixture(autouse=True)
-def _torch_is_there(request):
-    if "slow" in request.keywords and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
-        pytest.skip("the benchmarks make their models with torch and transformers")
-
-
 @pytest.mark.slow
 def test_scoring(tmp_path):
     markdown, data = run(

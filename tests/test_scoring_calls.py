@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import random
 import threading
@@ -19,6 +20,7 @@ from inranker_jax.packing import Layout
 from inranker_jax.partitioning import make_mesh
 from inranker_jax.prompts import Tokenizer, preset
 from inranker_jax.scoring_calls import Call, Window, plan, stream
+from tests.batches import TINY
 from tests.tiny_vocabulary import write_spiece
 
 CONTRACT = preset("monot5").replace(max_length=96)
@@ -37,15 +39,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def config(tokenizer: Tokenizer) -> T5Config:
-    return T5Config(
-        vocab_size=tokenizer.vocab_size,
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_decoder_layers=2,
-        num_heads=4,
-    )
+    return dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,10 @@ from collections.abc import Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An architecture in the field names of transformers' `T5Config`, with a plain (not gated) MLP."""
+    """An architecture in the field names of transformers' `T5Config`, with a plain (not gated) MLP.
+
+    Not `inranker_jax.models.T5Config`: the processes of other engines read it too, and must not import JAX.
+    """
 
     vocab_size: int
     d_model: int

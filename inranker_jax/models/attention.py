@@ -184,8 +184,7 @@ def _over_queries(weights: Any, states: Any, dtype: str) -> Any:
 def _by_blocks(options: _Options, block: Any, *arrays: Any) -> Any:
     """`block(first row, *parts)` over parts of the leading axis; it returns (arrays to concatenate, arrays to add).
 
-    Written out instead of `lax.map`: XLA's loops on a CPU took 1.6 times as long, and blocks written out run side
-    by side.
+    Written out instead of `lax.map`, whose loop was slower on a CPU.
     """
 
     def whole(*arrays: Any) -> Any:
