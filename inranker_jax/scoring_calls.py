@@ -41,7 +41,9 @@ class Statistics:
     calls: int = 0
     tokens: int = 0
     useful_tokens: int = 0
-    _lock: Any = dataclasses.field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()  # not a field: `dataclasses.asdict` copies fields
 
     def add(self, call: Call) -> None:
         """Counts a call."""
