@@ -9,12 +9,15 @@ A mesh has three axes, any of which may have size 1:
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from inranker_jax.errors import InputError, did_you_mean
@@ -37,8 +40,27 @@ LOGICAL_RULES: LogicalRules = (
 )
 
 
+_devices: contextvars.ContextVar[Sequence[jax.Device] | None] = contextvars.ContextVar(
+    "devices", default=None
+)
+
+
+@contextlib.contextmanager
+def using_devices(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """Lets `make_mesh` take these devices inside the block: those of a machine that is described, not there."""
+    token = _devices.set(devices)
+    try:
+        yield
+    finally:
+        _devices.reset(token)
+
+
 def make_mesh(
-    data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = -1,
+    fsdp: int = 1,
+    model: int = 1,
+    slices: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """Builds the mesh `data` x `fsdp` x `model` over all devices of all processes.
 
@@ -46,6 +68,9 @@ def make_mesh(
       data: size of the `data` axis. One of the three may be -1: every device that the other two leave.
       fsdp: size of the `fsdp` axis.
       model: size of the `model` axis.
+      slices: parts of the machine with a slow network between them: TPU slices, or else groups of processes (nodes
+        of GPUs). The `data` axis, which communicates least, is divided over them first, and the rest stays inside
+        one. -1: as many as the devices say.
       devices: the devices; all of `jax.devices()` by default.
 
     Returns:
@@ -54,7 +79,7 @@ def make_mesh(
     Raises:
       InputError: the sizes do not multiply to the number of devices; the message lists sizes that do.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(devices or _devices.get() or jax.devices())
     count = len(devices)
     sizes = {"data": data, "fsdp": fsdp, "model": model}
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -69,12 +94,49 @@ def make_mesh(
             f"mesh {_product(sizes)} needs {math.prod(sizes.values())} devices, but there are {count} "
             f"({devices[0].platform}). Sizes that fit, as data x fsdp x model: {_fitting(count)}."
         )
-    shape = tuple(sizes[axis] for axis in AXES)
-    if count == len(jax.devices()) and count > 1 and devices[0].platform != "cpu":
-        grid = jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * 3).devices
-    else:
-        grid = np.asarray(devices).reshape(shape)
+    groups = _slices_of(devices, slices)
+    if sizes["data"] % len(groups):
+        raise InputError(
+            f"mesh {_product(sizes)}: {len(groups)} slices do not divide data={sizes['data']}. Each slice holds whole "
+            f"replicas: make data a multiple of {len(groups)}, and fsdp x model a divisor of {count // len(groups)}."
+        )
+    inside = (sizes["data"] // len(groups), sizes["fsdp"], sizes["model"])
+    grid = np.concatenate([_grid(inside, group) for group in groups])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _grid(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as neighbours in the mesh where they are neighbours in the machine."""
+    if len(devices) > 1 and devices[0].platform == "tpu":
+        return np.asarray(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True))
+    return np.asarray(devices).reshape(shape)
+
+
+def _slices_of(devices: Sequence[jax.Device], slices: int) -> list[list[jax.Device]]:
+    """Divides devices among slices: by their slice, else by process, in equal parts."""
+    own = sorted({getattr(device, "slice_index", None) or 0 for device in devices})
+    count = len(own) if slices == -1 else slices
+    processes = sorted({device.process_index for device in devices})
+    if len(own) > 1:
+        if count not in (1, len(own)):
+            raise InputError(f"slices={slices}, but the devices are in {len(own)}. Use that, or -1.")
+        count = len(own)
+        groups = [[device for device in devices if (device.slice_index or 0) == number] for number in own]
+    elif count > 1 and len(processes) % count == 0:
+        each = len(processes) // count
+        groups = [
+            [device for device in devices if processes.index(device.process_index) // each == number]
+            for number in range(count)
+        ]
+    else:
+        size = -(-len(devices) // max(count, 1))
+        groups = [list(devices[start : start + size]) for start in range(0, len(devices), size)]
+    if count < 1 or len(groups) != count or len({len(group) for group in groups}) != 1:
+        raise InputError(
+            f"slices={slices}: {len(devices)} devices of {len(processes)} processes do not divide into as many equal "
+            "parts. Use the number of slices or nodes, or -1 for what the devices say."
+        )
+    return groups
 
 
 def single_device_mesh() -> Mesh:
@@ -163,6 +225,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_ways(mesh: Mesh) -> int:
     """Number of parts into which a batch is split; batch sizes must be its multiples."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def data_share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process reads, of how many.
+
+    Processes whose devices hold the same rows (tensor parallelism over hosts) read the same part.
+
+    Returns:
+      (index, count): the batch is cut into `count` equal runs of rows, and this process reads run `index`.
+
+    Raises:
+      InputError: the mesh gives processes unequal or overlapping parts.
+    """
+    owners: dict[int, set[int]] = {}
+    for place, device in np.ndenumerate(mesh.devices):
+        row = place[0] * mesh.shape["fsdp"] + place[1]
+        owners.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(rows)) for rows in owners.values()})
+    taken = [row for part in parts for row in part]
+    if len({len(part) for part in parts}) != 1 or sorted(taken) != list(range(batch_ways(mesh))):
+        raise InputError(
+            f"mesh {dict(mesh.shape)}: the {len(owners)} processes would read unequal or overlapping parts of a batch. "
+            "Let the model axis either stay within one process or span whole ones."
+        )
+    mine = owners.get(jax.process_index())
+    return parts.index(tuple(sorted(mine))) if mine else 0, len(parts)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

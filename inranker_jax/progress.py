@@ -221,6 +221,15 @@ def cost(seconds: float) -> str:
     return f"{clock(seconds)}, {peak * unit / 2**30:.1f} GiB of memory at the peak"
 
 
+_prefix = ""
+
+
+def prefix(text: str) -> None:
+    """Puts `text` before every later line of `announce`: which of several processes speaks."""
+    global _prefix
+    _prefix = text
+
+
 def announce(message: str) -> None:
     """Prints one line of progress to standard error at once."""
-    print(message, file=sys.stderr, flush=True)
+    print(_prefix + message, file=sys.stderr, flush=True)

@@ -47,6 +47,10 @@ ROWS = (
             "stages",
             "packing",
             "compilation_cache",
+            "distributed",
+            "hardware",
+            "telemetry",
+            "watchdog",
         )
     ),
     Row(("losses", "models", "evaluation.measures", "evaluation.significance"), mixed=False),
