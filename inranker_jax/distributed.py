@@ -1,0 +1,154 @@
+"""Several processes as one JAX program: who takes part, and how a process joins.
+
+On Cloud TPU, Slurm, Open MPI and GKE a command joins its peers by itself, found out by JAX. Elsewhere each process
+is told, by flags or by the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, which is
+what `launch/local_processes.sh` and the manifests for Kubernetes set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import importlib.util
+import os
+import socket
+from collections.abc import Mapping
+
+from inranker_jax import progress
+from inranker_jax.errors import InputError
+
+VARIABLES = {
+    "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+    "process_count": "JAX_NUM_PROCESSES",
+    "process_index": "JAX_PROCESS_ID",
+}
+_HEARTBEAT = "INRANKER_JAX_HEARTBEAT_SECONDS"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--coordinator_address`, `--process_count` and `--process_index`."""
+    parser.add_argument(
+        "--coordinator_address",
+        help="HOST:PORT of process 0, for several processes where JAX cannot find its peers by itself",
+    )
+    parser.add_argument(
+        "--process_count", type=int, help="processes that take part, with --coordinator_address"
+    )
+    parser.add_argument("--process_index", type=int, help="number of this process, from 0")
+
+
+def join(
+    coordinator_address: str | None = None, process_count: int | None = None, process_index: int | None = None
+) -> tuple[int, int]:
+    """Joins the other processes, if there are any. Must come before anything that touches a device.
+
+    Args:
+      coordinator_address: HOST:PORT of process 0, or None: as the environment says, see the module's docstring.
+      process_count: how many there are.
+      process_index: which of them this one is.
+
+    Returns:
+      (index, count) of this process; (0, 1) where it is alone.
+
+    Raises:
+      InputError: one of the three is missing or out of range, or the others were not reached in time.
+    """
+    given = {
+        "coordinator_address": coordinator_address,
+        "process_count": process_count,
+        "process_index": process_index,
+    }
+    told = _told(given, os.environ)
+    if told is None and managed_by(os.environ) is None:
+        return 0, 1
+    import jax
+
+    if (jax.config.jax_platforms or "").startswith("cpu"):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    seconds = int(os.environ.get(_HEARTBEAT, "100"))
+    try:
+        if told is None:
+            jax.distributed.initialize(heartbeat_timeout_seconds=seconds)
+        else:
+            address, count, index = told
+            jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=seconds)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"could not join the other processes ({told or managed_by(os.environ)}): {error}. Start all of them, with "
+            "the same coordinator address, which must be reachable from every host."
+        ) from error
+    index, count = jax.process_index(), jax.process_count()
+    if count > 1:
+        progress.prefix(f"[{index}/{count}] ")
+        progress.announce(
+            f"on {socket.gethostname()}: {jax.local_device_count()} of {jax.device_count()} devices"
+        )
+    return index, count
+
+
+def _told(
+    given: Mapping[str, str | int | None], environment: Mapping[str, str]
+) -> tuple[str, int, int] | None:
+    """Address, count and index from flags, else from the environment; None where nothing is said."""
+    values: dict[str, str | int | None] = dict(given)
+    if all(value is None for value in values.values()):
+        values = {name: environment.get(variable) for name, variable in VARIABLES.items()}
+        if values["process_count"] is None and values["process_index"] is None:
+            return None  # JAX reads an address alone by itself, where a cluster says the rest
+    missing = [name for name, value in values.items() if value is None]
+    if missing:
+        flags = ", ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
+        raise InputError(f"several processes need {flags} too.")
+    try:
+        count, index = int(str(values["process_count"])), int(str(values["process_index"]))
+    except ValueError:
+        count, index = 0, 0
+    if not 0 <= index < count:
+        raise InputError(
+            f"process {values['process_index']} of {values['process_count']}: expected 0 <= index < count."
+        )
+    address = str(values["coordinator_address"])
+    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
+        raise InputError(f"coordinator address {address!r}: expected HOST:PORT, such as 10.0.0.2:8476.")
+    return address, count, index
+
+
+def managed_by(environment: Mapping[str, str]) -> str | None:
+    """The launcher that JAX can ask for the other processes, or None.
+
+    >>> managed_by({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NODELIST": "n[0-1]", "SLURM_PROCID": "3"})
+    'Slurm'
+    """
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        return "Slurm"
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        return "Open MPI"
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        return "Kubernetes"
+    if "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+        return "Cloud TPU, several slices"
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
+    if "," in hosts or _on_tpu_vm(environment):
+        return "Cloud TPU"
+    return None
+
+
+def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
+    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    asked_not_to = "TPU_SKIP_MDS_QUERY" in environment or environment.get("JAX_PLATFORMS", "tpu")[:3] != "tpu"
+    return bool(chips) and not asked_not_to and importlib.util.find_spec("libtpu") is not None
+
+
+def alone() -> bool:
+    """Whether this is the only process."""
+    import jax
+
+    return jax.process_count() == 1
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if not alone():
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
