@@ -12,6 +12,7 @@ import glob
 import importlib.util
 import os
 import socket
+import sys
 from collections.abc import Mapping
 
 from inranker_jax import progress
@@ -23,6 +24,7 @@ VARIABLES = {
     "process_index": "JAX_PROCESS_ID",
 }
 _HEARTBEAT = "INRANKER_JAX_HEARTBEAT_SECONDS"
+_count = 1
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +60,7 @@ def join(
         "process_count": process_count,
         "process_index": process_index,
     }
+    global _count
     told = _told(given, os.environ)
     if told is None and managed_by(os.environ) is None:
         return 0, 1
@@ -78,6 +81,7 @@ def join(
             "the same coordinator address, which must be reachable from every host."
         ) from error
     index, count = jax.process_index(), jax.process_count()
+    _count = count
     if count > 1:
         progress.prefix(f"[{index}/{count}] ")
         progress.announce(
@@ -141,9 +145,18 @@ def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
 
 def alone() -> bool:
     """Whether this is the only process."""
-    import jax
+    return _count == 1
 
-    return jax.process_count() == 1
+
+def leave(status: int) -> None:
+    """Ends this process at once after an error, where others wait for it; does nothing where it is alone.
+
+    An orderly end waits until the others end too, which they do not while they wait in a collective for this one.
+    """
+    if not alone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def barrier(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType, TracebackType
@@ -48,3 +49,37 @@ class Interruption:
     def exit_status(self) -> int:
         """The shell's convention for a process ended by that signal (143 for SIGTERM, 130 for Ctrl-C)."""
         return 128 + (self.signal_number or 0)
+
+
+class SharedInterruption(Interruption):
+    """One for several processes: a signal to any of them stops all of them at the same step.
+
+    SIGTERM is left to JAX's preemption service, which tells the others and settles the step; Ctrl-C is passed on to
+    it. `requested` must be asked by all processes, in the same order.
+    """
+
+    SIGNALS = (signal.SIGINT,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = 0
+        self._agreed = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super()._on_signal(number, frame)
+
+    @property
+    def requested(self) -> bool:
+        """Whether all processes are to stop now."""
+        from jax.experimental import multihost_utils
+
+        self._asked += 1
+        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._agreed
+
+    @property
+    def exit_status(self) -> int:
+        """143, whichever process the signal came to; 130 after Ctrl-C here."""
+        return 128 + (self.signal_number or signal.SIGTERM)

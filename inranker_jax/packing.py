@@ -274,6 +274,23 @@ def default_slots(row_length: int) -> int:
     return max(1, row_length // _TOKENS_PER_SLOT)
 
 
+def deal(row: np.ndarray, rows: int, ways: int) -> np.ndarray:
+    """Deals rows out to devices, so that each has about as many that are not empty.
+
+    Args:
+      row: int `[n]`, numbers from 0 in the order in which rows were filled.
+      rows: rows there are, a multiple of `ways`.
+      ways: devices, each of which holds `rows / ways` neighbours.
+
+    Returns:
+      int `[n]`, the rows' new numbers.
+
+    >>> deal(np.arange(4), 6, 2).tolist()
+    [0, 3, 1, 4]
+    """
+    return row % ways * (rows // ways) + row // ways
+
+
 def row_sizes(rows: int, ways: int) -> tuple[int, ...]:
     """How many rows of a micro-batch of `rows` may be computed: half where that is enough, else all.
 

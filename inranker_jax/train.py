@@ -24,15 +24,24 @@ from typing import Any
 
 import jax
 
-from inranker_jax import compilation_cache, configuration, manifest, optimizers, quiet, train_state, trainer
+from inranker_jax import (
+    compilation_cache,
+    configuration,
+    distributed,
+    manifest,
+    optimizers,
+    quiet,
+    train_state,
+    trainer,
+)
 from inranker_jax.checkpoints import LoadedModel, load_model, native
 from inranker_jax.configuration import gin
 from inranker_jax.corpora.shipped import find_shipped
 from inranker_jax.errors import InputError
-from inranker_jax.interruption import Interruption
+from inranker_jax.interruption import Interruption, SharedInterruption
 from inranker_jax.models import Compute, T5Config, t5
 from inranker_jax.packing import Layout
-from inranker_jax.partitioning import batch_ways, make_mesh
+from inranker_jax.partitioning import batch_ways, data_share, make_mesh
 from inranker_jax.progress import NonFiniteLossError, StepMonitor, announce, cost
 from inranker_jax.prompts import ScoringContract, Tokenizer, preset
 
@@ -175,8 +184,8 @@ def train(
       accumulation: micro-batches a step. Packed batches have as many as their tokens need, and with more than 1
         here none has more than `batch_size` / `accumulation` lists.
       list_size: documents a list; the data's longest list by default.
-      layout: how documents become rows of tokens. "auto" is packed in one process and bucketed in several;
-        "bucketed" pads a batch to the shortest of `lengths` that fits, "padded" to the contract's `max_length`.
+      layout: how documents become rows of tokens. "auto" is packed; "bucketed" pads a batch to the shortest of
+        `lengths` that fits (in several processes to the longest), "padded" to the contract's `max_length`.
       lengths: bucketed: sequence lengths to which a batch may be padded; each is compiled once.
       seed: seed of initialisation, data order and dropout.
       train_split: split to train on.
@@ -210,7 +219,7 @@ def train(
     mesh = mesh or make_mesh()
     layout = Layout.of(layout)
     if layout.kind == "auto":
-        layout = dataclasses.replace(layout, kind="packed" if jax.process_count() == 1 else "bucketed")
+        layout = dataclasses.replace(layout, kind="packed")
     trainer.check_batch_size(batch_size, accumulation, mesh, packed=layout.kind == "packed")
     choose = functools.partial(
         choose_student, initial_checkpoint, model, initialiser, seed, vocabulary, contract, dropout_rate
@@ -226,6 +235,7 @@ def train(
     )
 
     # ---- data ------------------------------------------------------------------------------------------------
+    share, shares = data_share(mesh)
     open_batches = functools.partial(
         data.BatchStream,
         contract=student.contract,
@@ -234,8 +244,8 @@ def train(
         list_size=list_size,
         lengths=lengths,
         seed=seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
         platform=mesh.devices.flat[0].platform,
         ways=batch_ways(mesh),
         accumulation=accumulation,
@@ -297,7 +307,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.callback(monitor.close)
         stack.callback(checkpoints.close)  # waits for a save in flight, whatever ended the loop
-        interruption = stack.enter_context(Interruption())
+        interruption = stack.enter_context(Interruption() if distributed.alone() else SharedInterruption())
         stack.enter_context(batches)
         while step < total_steps and not interruption.requested:
             batch = next(batches)
@@ -330,8 +340,9 @@ def train(
 
     # ---- the end ---------------------------------------------------------------------------------------------
     announce(f"step {step}: done; checkpoints, TensorBoard and manifest are in {model_dir}")
-    if final_report:
+    if final_report and jax.process_index() == 0:
         final_report(model_dir, student.config, student.contract, student.tokenizer, choose().make_params())
+    distributed.barrier("the end of training")
 
 
 def stored_position(step: int, best: float) -> dict[str, Any]:
@@ -399,6 +410,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--init_checkpoint", help="folder or hub id to start from (macro INITIAL_CHECKPOINT_PATH)"
     )
+    distributed.add_flags(parser)
     return parser.parse_args(rest), bindings
 
 
@@ -413,12 +425,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError("no --gin_file: name one, such as --gin_file=gin/small_synth.gin.")
         macros = {"MODEL_DIR": flags.output_dir, "INITIAL_CHECKPOINT_PATH": flags.init_checkpoint}
         configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, macros)
+        distributed.join(flags.coordinator_address, flags.process_count, flags.process_index)
         compilation_cache.enable()
         configurable()
         announce(f"took {cost(time.perf_counter() - started)}")
     except (InputError, NonFiniteLossError) as error:
         announce(f"error: {configuration.message_of(error)}")
-        return 2 if isinstance(error, InputError) else 1
+        distributed.leave(status := 2 if isinstance(error, InputError) else 1)
+        return status
     except KeyboardInterrupt:
         announce("interrupted outside the training loop: nothing was lost; run the same command again.")
         return 130

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
@@ -116,4 +117,6 @@ def from_params(
 
 
 def _place(value: Any, sharding: NamedSharding) -> jax.Array:
-    return jax.device_put(jnp.asarray(value, jnp.float32), sharding)
+    # Every process has the whole array on its host and gives its own devices their parts.
+    host = np.asarray(value, np.float32)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -7,9 +7,11 @@ A padded batch is a dictionary of global arrays, lists first (see `architecture.
 - `teacher_logits` float32 `[batch, list, 2]`, raw, in the order [false, true];
 - `relevance` float32 `[batch, list]`, 1, 0, or -1 where unknown.
 
-A packed batch comes in micro-batches, of which `micro_batches` (int32 scalar) are in use:
+A packed batch comes in micro-batches, of which `micro_batches` are in use (int32 `[ways]`: as many as each device's
+process needs, so that the processes need not ask each other):
 
-- `tokens`, `segment_ids` int32 `[micro, rows, length]`: several documents a row, see `packing.Packed`;
+- `tokens`, `segment_ids` int32 `[micro, rows, length]`: several documents a row, see `packing.Packed`. Each device's
+  rows are filled from the first on, see `packing.deal`;
 - `places` int32 `[micro, lists, list]`: where a document's logits are, row x slots + slot;
 - `list_mask`, `teacher_logits`, `relevance` as above, with `[micro, lists, list]` in front.
 """
@@ -140,39 +142,58 @@ def _valid_counts(spec: StepSpec, batch: Batch) -> tuple[jax.Array, ...]:
     return losses.valid_counts(spec.loss, batch, where=batch["list_mask"])
 
 
-def _over_micro_batches(batch: Batch, function: Callable[[Batch, jax.Array], Any]) -> Any:
+def _over_micro_batches(batch: Batch, slots: int, function: Callable[[Batch, jax.Array], Any]) -> Any:
     """Adds up `function(part, index)` over the micro-batches in use of a packed batch.
 
     Their number is a value, not a shape, and one that is half empty leaves that half out: a step costs about what
     it holds, and nothing is compiled anew.
     """
     parts = {name: value for name, value in batch.items() if name != "micro_batches"}
-    sizes = _row_sizes(batch)
-
-    def first_rows(part: Batch, rows: int) -> Batch:
-        return {**part, **{name: part[name][:rows] for name in ("tokens", "segment_ids")}}
+    used = jnp.max(batch["micro_batches"])
+    sizes, ways = _row_sizes(batch)
 
     def at(index: jax.Array) -> Any:
         part = {name: value[index] for name, value in parts.items()}
         if len(sizes) == 1:
             return function(part, index)
-        half_is_enough = jnp.logical_not(jnp.any(part["segment_ids"][sizes[0] :]))
-        branches = (lambda: function(first_rows(part, sizes[0]), index), lambda: function(part, index))
-        return jax.lax.cond(half_is_enough, *branches)
+        branches = (
+            lambda: function(_first_rows(part, sizes[0], ways, slots), index),
+            lambda: function(part, index),
+        )
+        return jax.lax.cond(_half_is_enough(part["segment_ids"], sizes[0], ways), *branches)
 
     first = jnp.zeros((), jnp.int32)
     if batch["tokens"].shape[0] == 1:
         return at(first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(at, first))
-    return jax.lax.fori_loop(
-        0, batch["micro_batches"], lambda index, total: jax.tree.map(jnp.add, total, at(index)), zeros
-    )
+    return jax.lax.fori_loop(0, used, lambda index, total: jax.tree.map(jnp.add, total, at(index)), zeros)
 
 
-def _row_sizes(batch: Batch) -> tuple[int, ...]:
+def _row_sizes(batch: Batch) -> tuple[tuple[int, ...], int]:
+    """Of how many rows a micro-batch may be computed, and over how many devices they are divided."""
     mesh = jax.sharding.get_abstract_mesh()
     ways = math.prod(mesh.shape[name] for name in BATCH_AXES if name in mesh.axis_names)
-    return packing.row_sizes(batch["tokens"].shape[1], ways)
+    return packing.row_sizes(batch["tokens"].shape[1], ways), ways
+
+
+def _by_device(rows: jax.Array, ways: int) -> jax.Array:
+    """`[rows, ...]` as `[ways, rows of a device, ...]`, which moves nothing."""
+    return rows.reshape(ways, rows.shape[0] // ways, *rows.shape[1:])
+
+
+def _half_is_enough(segment_ids: jax.Array, half: int, ways: int) -> jax.Array:
+    """Whether every device's rows after its first `half / ways` are empty."""
+    return jnp.logical_not(jnp.any(_by_device(segment_ids, ways)[:, half // ways :]))
+
+
+def _first_rows(part: Batch, rows: int, ways: int, slots: int) -> Batch:
+    """The part with the first `rows / ways` rows of every device alone."""
+    kept, before = rows // ways, part["tokens"].shape[0] // ways
+    row, slot = part["places"] // slots, part["places"] % slots
+    cut = {
+        name: _by_device(part[name], ways)[:, :kept].reshape(rows, -1) for name in ("tokens", "segment_ids")
+    }
+    return {**part, **cut, "places": (row // before * kept + row % before) * slots + slot}
 
 
 def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -185,6 +206,7 @@ def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tup
     if spec.slots is not None:
         return _over_micro_batches(
             batch,
+            spec.slots,
             lambda part, index: jax.value_and_grad(loss_fn)(params, part, jax.random.fold_in(key, index)),
         )
     if spec.accumulation == 1:
@@ -209,11 +231,12 @@ def _token_counts(spec: StepSpec, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Tokens that are not padding, and those that are computed."""
     if spec.slots is None:
         return jnp.sum(batch["tokens"] != spec.config.pad_token_id), jnp.asarray(batch["tokens"].size)
-    count, _, length = batch["tokens"].shape
-    sizes = jnp.asarray(_row_sizes(batch))
-    needed = jnp.sum(jnp.any(batch["segment_ids"] != 0, axis=2), axis=1)
-    rows = jnp.where(jnp.arange(count) < batch["micro_batches"], sizes[jnp.searchsorted(sizes, needed)], 0)
-    return jnp.sum(batch["segment_ids"] != 0), jnp.sum(rows) * length
+    count, rows, length = batch["tokens"].shape
+    sizes, ways = _row_sizes(batch)
+    enough = jax.vmap(lambda ids: _half_is_enough(ids, sizes[0], ways))(batch["segment_ids"])
+    computed = jnp.where(enough, sizes[0], rows) if len(sizes) > 1 else jnp.full(count, rows)
+    in_use = jnp.arange(count) < jnp.max(batch["micro_batches"])
+    return jnp.sum(batch["segment_ids"] != 0), jnp.sum(jnp.where(in_use, computed, 0)) * length
 
 
 def train_step(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -254,7 +277,9 @@ def validation_step(spec: StepSpec, params: Any, batch: Batch) -> Metrics:
     if spec.slots is None:
         loss = _loss_share(spec, counts, params, batch, None)
     else:
-        loss = _over_micro_batches(batch, lambda part, _: _loss_share(spec, counts, params, part, None))
+        loss = _over_micro_batches(
+            batch, spec.slots, lambda part, _: _loss_share(spec, counts, params, part, None)
+        )
     return {"loss": loss, "count": counts[0]}
 
 
@@ -317,34 +342,41 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """Places a padded or packed batch on the mesh as global arrays.
 
     Args:
-      batch: as the steps take it. Padded: this process's lists. Packed: the whole batch, of the only process.
+      batch: this process's part, as `data.Batch` describes it.
       mesh: the device mesh. Lists of padded batches, rows and lists of packed micro-batches are divided over its
         batch axes.
 
     Returns:
-      Global arrays.
+      Global arrays, as the steps take them.
     """
     if "segment_ids" not in batch:
         return partitioning.put_batch(batch, mesh)
-    inner = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
+    rows = batch_sharding(mesh)
+    inner = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
+    own_ways = batch_ways(mesh) // partitioning.data_share(mesh)[1]
+    used = np.full(own_ways, batch["micro_batches"], np.int32)
     return {
-        name: jax.device_put(value, inner if np.ndim(value) else replicated(mesh))
+        name: jax.make_array_from_process_local_data(inner, value)
         for name, value in batch.items()
-    }
+        if name != "micro_batches"
+    } | {"micro_batches": jax.make_array_from_process_local_data(rows, used)}
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh, packed: bool = False) -> None:
     """Raises InputError unless `batch_size` splits into `accumulation` micro-batches over the mesh.
 
-    Packed batches divide rows over the mesh, not lists: any positive size with at least `accumulation` lists will do.
+    Packed batches divide rows over the mesh, and lists over the processes alone: any multiple of their number with at
+    least `accumulation` lists each will do.
     """
-    ways = 1 if packed else batch_ways(mesh)
-    if packed and 1 <= accumulation <= batch_size:
+    shares = partitioning.data_share(mesh)[1]
+    if packed and batch_size % shares == 0 and 1 <= accumulation <= batch_size // shares:
         return
+    ways = shares if packed else batch_ways(mesh)
     if accumulation < 1 or batch_size < 1 or batch_size % (accumulation * ways):
         step = max(accumulation, 1) * ways
         near = max(step, batch_size // step * step)
         raise InputError(
-            f"batch size {batch_size} does not split into {accumulation} micro-batches over {ways} devices "
-            f"(data x fsdp = {mesh.shape['data']} x {mesh.shape['fsdp']}). Use a multiple of {step}, such as {near}."
+            f"batch size {batch_size} does not split into {accumulation} micro-batches over {ways} "
+            f"{'processes' if packed else 'devices'} (data x fsdp = {mesh.shape['data']} x {mesh.shape['fsdp']}). "
+            f"Use a multiple of {step}, such as {near}."
         )

@@ -56,6 +56,15 @@ def _options(keep_latest: int, keep_best: int, read_only: bool) -> ocp.Checkpoin
         create=not read_only,
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=not read_only,
+        multiprocessing_options=_alone() if read_only else ocp.options.MultiprocessingOptions(),
+    )
+
+
+def _alone() -> Any:
+    """A process that only reads waits for no other: the others may be doing something else."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
     )
 
 

@@ -40,10 +40,10 @@ class Batch(dict[str, np.ndarray]):
 
     Packed, in M micro-batches of r rows of T tokens and of l lists, all static:
 
-    - `tokens`, `segment_ids` int32 `[M, r, T]`, as in `packing.Packed`;
-    - `places` int32 `[M, l, L]`, where a document's logits are in the micro-batch: row x slots + slot;
+    - `tokens`, `segment_ids` int32 `[M, r, T]`, as in `packing.Packed`, this process's rows;
+    - `places` int32 `[M, l, L]`, where a document's logits are in the micro-batch of all processes: row x slots + slot;
     - `list_mask` bool, `relevance` float32 `[M, l, L]`, `teacher_logits` float32 `[M, l, L, 2]` as above;
-    - `micro_batches` int32 `[]`, how many of the M are in use; the others are all padding.
+    - `micro_batches` int32 `[]`, how many of the M this process uses; the others are all padding.
 
     Where lists need not stay whole, each document is a list of L = 1 there.
 
@@ -105,11 +105,6 @@ class BatchMaker:
         if layout.tokens_per_call is None and platform == "cpu":
             layout = dataclasses.replace(layout, tokens_per_call=_CPU_TOKENS)
         self.layout = layout.resolve(platform, contract.max_length)
-        if self.layout.kind == "packed" and process_count > 1:
-            raise InputError(
-                f"layout 'packed' with {process_count} processes is not supported yet: it works in one process, with "
-                "any number of devices. Use layout 'bucketed' or 'padded'."
-            )
         self.stores, self.order, self.contract, self.tokenizer = list(stores), order, contract, tokenizer
         self.batch_size, self.list_size = batch_size, list_size
         self.rows = batch_size // process_count
@@ -128,9 +123,11 @@ class BatchMaker:
                 self.layout = dataclasses.replace(layout, row_length=length).resolve(
                     platform, contract.max_length
                 )
-            lists, together = (batch_size, list_size) if whole_lists else (batch_size * list_size, 1)
+            # The shape of this process's part, which is every other's too: all look at the same sample.
+            lists, together = (self.rows, list_size) if whole_lists else (self.rows * list_size, 1)
+            self.ways = max(1, ways // process_count)
             self.shape = micro_batches.choose_shape(
-                self.layout, lists, together, sample, ways=ways, accumulation=accumulation
+                self.layout, lists, together, sample, ways=self.ways, accumulation=accumulation
             )
 
     @property
@@ -140,8 +137,11 @@ class BatchMaker:
 
     def examples_at(self, step: int) -> list[Example]:
         """This process's examples of a step; fewer than its rows at the end of the data."""
-        start = step * self.batch_size + self.process_index * self.rows
-        stop = start + self.rows
+        return self._examples(step, self.process_index * self.rows, self.rows)
+
+    def _examples(self, step: int, first: int, count: int) -> list[Example]:
+        start = step * self.batch_size + first
+        stop = start + count
         if self.order.total is not None:
             stop = min(stop, self.order.total)
         if stop <= start:
@@ -178,7 +178,7 @@ class BatchMaker:
         """Token numbers of the lists of the first steps, the same whatever step the stream starts with."""
         seen = 0
         for step in range(_SAMPLE_STEPS):
-            examples = self.examples_at(step)
+            examples = self._examples(step, 0, self.batch_size)
             if not examples or seen >= _SAMPLE_SEQUENCES:
                 return
             lengths = _list_lengths(self._units(examples), self._encode(examples))
@@ -204,15 +204,17 @@ class BatchMaker:
         lead = (shape.count, shape.lists, shape.list_size)
         arrays = self._labels(examples, lead, homes)
         owner = np.repeat(division.micro_batch, [len(example) for example in examples])
+        row = packing.deal(division.row, shape.rows, self.ways)
         packed = packing.place(
             sequences,
-            owner * shape.rows + division.row,
+            owner * shape.rows + row,
             division.slot,
             shape.row_length,
             shape.count * shape.rows,
         )
         places = np.zeros(lead, np.int32)
-        flat, start = division.row * shape.slots + division.slot, 0
+        row += self.process_index * shape.rows  # in the micro-batch of all processes
+        flat, start = row * shape.slots + division.slot, 0
         for home, example in zip(homes, examples, strict=True):
             places[home][: len(example)] = flat[start : start + len(example)]
             start += len(example)
@@ -303,8 +305,8 @@ class BatchStream:
             that fits; those above the contract's `max_length` are ignored, and `max_length` is always one. With
             several processes, every batch has `max_length`.
           seed: decides the order.
-          process_index: this process, from 0.
-          process_count: processes that share each batch.
+          process_index: which part of every batch to make, from 0; see `partitioning.data_share`.
+          process_count: into how many parts batches are cut.
           start_step: number of the first batch.
           rates: rates of the stores; default: their sizes.
           shuffle: see `GlobalOrder`.
@@ -319,8 +321,7 @@ class BatchStream:
             its own, which fills rows better and is the same to a loss that looks at one document at a time.
 
         Raises:
-          InputError: an argument is out of range, the data's lists are longer than `list_size`, or batches are to
-            be packed for several processes.
+          InputError: an argument is out of range, or the data's lists are longer than `list_size`.
         """
         stores = [stores] if isinstance(stores, ExampleStore) else list(stores)
         order = GlobalOrder([len(store) for store in stores], rates, seed, shuffle, num_epochs)

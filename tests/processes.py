@@ -1,0 +1,97 @@
+"""Several processes of one JAX program on this machine, for tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclasses.dataclass
+class Ended:
+    """How a process ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Group:
+    """Processes that were told of each other by the environment; kills what is left at the end of its block."""
+
+    def __init__(
+        self, command: Sequence[str], count: int, devices: int = 1, environment: Mapping[str, str] | None = None
+    ) -> None:
+        port = free_port()
+        self.processes: list[subprocess.Popen[str]] = []
+        self.lines: list[list[str]] = []
+        self.errors: list[list[str]] = []
+        self._readers: list[threading.Thread] = []
+        for index in range(count):
+            told = {
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": str(devices),
+                "INRANKER_JAX_HEARTBEAT_SECONDS": "10",
+                "PYTHONUNBUFFERED": "1",
+            }
+            if count > 1:
+                told |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+                told["JAX_PROCESS_ID"] = str(index)
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **(environment or {}), **told},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            self.processes.append(process)
+            for stream, lines in ((process.stdout, self.lines), (process.stderr, self.errors)):
+                lines.append([])
+                reader = threading.Thread(target=lines[-1].extend, args=(stream,), daemon=True)
+                reader.start()
+                self._readers.append(reader)
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        for reader in self._readers:
+            reader.join()
+
+    def wait_for(self, marker: str, index: int = 0, seconds: float = 180.0) -> None:
+        """Waits until a process has printed a line with `marker` to stdout."""
+        end = time.monotonic() + seconds
+        while not any(marker in line for line in self.lines[index]):
+            assert self.processes[index].poll() is None, "".join(self.errors[index])
+            assert time.monotonic() < end, f"no {marker!r} in {self.lines[index]}"
+            time.sleep(0.005)
+
+    def kill(self, *indices: int) -> None:
+        """Kills the processes of these numbers, all at once."""
+        for index in indices:
+            self.processes[index].send_signal(signal.SIGKILL)
+
+    def end(self, seconds: float = 240.0) -> list[Ended]:
+        """Waits until all have ended."""
+        limit = time.monotonic() + seconds
+        statuses = [process.wait(max(0.1, limit - time.monotonic())) for process in self.processes]
+        for reader in self._readers:
+            reader.join()
+        texts = zip(statuses, self.lines, self.errors, strict=True)
+        return [Ended(status, "".join(out), "".join(err)) for status, out, err in texts]
