@@ -8,21 +8,25 @@
 Per query one positive and `--negatives` documents sampled from its first `--depth` candidates are scored by
 each `--teacher`. The folder gets `lists.parquet`, `labels.json` and the label store (see
 `corpora.label_folder` and `corpora.label_store`). Run the same command again to go on after any interruption.
-Several processes or hosts share the work: give each its `--process_index` of `--process_count`, and the same
-(shared) folder.
+Several processes or hosts share the work, through a folder that all of them see. On Cloud TPU, Slurm, Open MPI and
+GKE the same command on every host is enough; elsewhere add `--coordinator_address=HOST:PORT`, `--process_count` and
+`--process_index`. With the last two alone, processes are independent of each other: each does its share whenever it
+runs. Labels do not depend on the number of processes, which may change when the command is run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from inranker_jax import flags
+from inranker_jax import distributed, flags
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
 from inranker_jax.labeling import import_export
 from inranker_jax.labeling.job import ENSEMBLE, LabelJob, Settings
+from inranker_jax.labeling.processes import PeerStopped, Processes
 from inranker_jax.labeling.sampling import Sampling
 from inranker_jax.labeling.teachers import GRAMMAR, check_path, open_teacher, parse_spec, parse_weights
 from inranker_jax.progress import announce, clock
@@ -65,8 +69,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help="sampled from its first DEPTH candidates (default 1000)",
     )
     add("--seed", type=int, default=0, help="of the sampling (default 0)")
-    add("--process_index", type=int, default=0, help="number of this process, from 0")
-    add("--process_count", type=flags.positive, default=1, help="processes that share the work")
+    distributed.add_flags(parser)
     add("--chunk_size", type=flags.positive, default=4096, help="pairs between two savings (default 4096)")
     add(
         "--skip_malformed",
@@ -106,8 +109,8 @@ def _check(given: argparse.Namespace) -> None:
         raise InputError(f"{', '.join(missing)} missing{f' with {modes[0]}' if modes else ''}. See --help.")
 
 
-def settings_of(given: argparse.Namespace) -> Settings:
-    """The job that flags describe."""
+def settings_of(given: argparse.Namespace, processes: Processes) -> Settings:
+    """The job that flags describe, for one of the processes that share it."""
     return Settings(
         output_dir=given.output_dir,
         queries=given.queries,
@@ -119,8 +122,9 @@ def settings_of(given: argparse.Namespace) -> Settings:
         store=given.store,
         sampling=Sampling(given.negatives, given.depth, given.seed),
         chunk_size=given.chunk_size,
-        process_index=given.process_index,
-        process_count=given.process_count,
+        process_index=processes.index,
+        process_count=processes.count,
+        joined=processes.joined,
         titles=not given.text_only,
         skip_malformed=given.skip_malformed,
         usd_per_hour=given.usd_per_hour,
@@ -132,6 +136,7 @@ def label(given: argparse.Namespace, interruption: Interruption) -> None:
 
     Raises:
       InputError: bad input.
+      PeerStopped: another process of the JAX program has stopped.
       Stopped: a signal arrived; what was finished is kept.
     """
     specs = [parse_spec(text) for text in given.teacher]
@@ -144,28 +149,42 @@ def label(given: argparse.Namespace, interruption: Interruption) -> None:
         raise InputError(f"a teacher is called {ENSEMBLE!r}, as --ensemble is. Name it: --teacher=NAME=SPEC.")
     for spec in specs:  # sampling may take long: a mistyped path is told before
         check_path(spec)
-    job = LabelJob(settings_of(given), announce=announce, stopping=lambda: interruption.requested)
-    job.prepare()
-    keys = []
-    for spec in specs:  # one after another: two of them may not fit into memory
-        teacher = open_teacher(spec)
-        try:
-            keys.append(job.label(teacher))
-        finally:
-            teacher.close()
-    if weights and job.ensemble(keys, weights) is None:
-        announce("the ensemble follows when the other processes have labelled their share")
-    complete = job.finish()
+    if not any(spec.kind == "t5" for spec in specs):
+        # Joining starts JAX, which would take most of the memory of a GPU that torch is to use.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    processes = Processes.join(given)
+    with processes.ending_together(announce, interruption):
+        job = LabelJob(
+            settings_of(given, processes), announce=announce, stopping=lambda: interruption.requested
+        )
+        job.prepare()
+        keys = []
+        for spec in specs:  # one after another: two of them may not fit into memory
+            teacher = open_teacher(spec)
+            try:
+                keys.append(job.label(teacher))
+            finally:
+                teacher.close()
+        job.wait()
+        if processes.joined and not processes.is_first:
+            announce(f"scored {job.scored:,} pairs, the share of this process")
+            return
+        if weights and job.ensemble(keys, weights) is None:
+            announce("the ensemble follows when the other processes have labelled their share")
+        _report(job, job.finish(), given.output_dir)
+
+
+def _report(job: LabelJob, complete: bool, output_dir: str) -> None:
     cost = job.info()["cost"]
     dollars = "" if cost["usd"] is None or not cost["seconds"] else f", ${cost['usd']:.2f}"
     print(f"scored {job.scored:,} pairs; all sessions so far: {clock(cost['seconds'])}{dollars}")
     if complete:
-        print(f"labels of {', '.join(job.info()['teachers'])} are complete in {given.output_dir}")
+        print(f"labels of {', '.join(job.info()['teachers'])} are complete in {output_dir}")
     else:
         print("labels are not complete yet: other processes have chunks to do (run them, or this again)")
 
 
-def _work(given: argparse.Namespace, interruption: Interruption) -> None:
+def _work(given: argparse.Namespace, interruption: Interruption) -> int | None:
     if given.import_tsv:
         import_export.import_tsv(
             given.import_tsv, given.output_dir, given.teacher_name, queries=given.queries, corpus=given.corpus,
@@ -185,7 +204,12 @@ def _work(given: argparse.Namespace, interruption: Interruption) -> None:
         )
         print(f"wrote {count:,} pairs to {path}")
     else:
-        label(given, interruption)
+        try:
+            label(given, interruption)
+        except PeerStopped as stopped:
+            announce(str(stopped))
+            return stopped.status
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from inranker_jax.corpora import files, inranker, label_folder, label_store, ope
 from inranker_jax.corpora.label_folder import FORMAT, INFO, LISTS, Lists, ListsWriter
 from inranker_jax.corpora.label_store import LabelStore, LabelTable, pair_key
 from inranker_jax.errors import InputError
-from inranker_jax.labeling.job import absolute, difference, versions
+from inranker_jax.labeling.provenance import absolute, difference, versions
 from inranker_jax.records import LabelledPair, PathType, atomic_text
 
 _PART_PAIRS = 65536

@@ -8,23 +8,18 @@ i mod `process_count`.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
-import importlib.metadata
 import itertools
 import json
-import os
-import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inranker_jax import manifest, records
+from inranker_jax import records
 from inranker_jax.corpora import MalformedReport, files, label_store, open_corpus, open_queries_any
 from inranker_jax.corpora.label_folder import FORMAT, INFO, LISTS, Lists, ListsWriter
 from inranker_jax.corpora.label_store import LabelStore, LabelTable
@@ -32,55 +27,17 @@ from inranker_jax.errors import InputError
 from inranker_jax.flags import Stopped
 from inranker_jax.labeling.pairs import PairText
 from inranker_jax.labeling.plan import LaterLabels, Plan, make_plan
-from inranker_jax.labeling.sampling import Positives, Sampler, Sampling
+from inranker_jax.labeling.processes import Processes
+from inranker_jax.labeling.provenance import absolute, difference, provenance, versions
+from inranker_jax.labeling.sampling import Positives, Sampler
 from inranker_jax.labeling.sessions import Session, totals
+from inranker_jax.labeling.settings import Settings
 from inranker_jax.labeling.teachers import Teacher, combine, ensemble_identity
 from inranker_jax.labeling.teachers.trec_run import RunTeacher
 from inranker_jax.retrieval.runs import stream_run
 
-_PACKAGES = ("pyarrow", "torch", "transformers", "sentence-transformers")
 ENSEMBLE = "ensemble"
 _SHOW_SECONDS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a labelling job is given.
-
-    Attributes:
-      output_dir: the label folder, local or mounted.
-      queries: path of the queries.
-      corpus: path of the corpus.
-      candidates: TREC run with each query's candidates.
-      qrels: judgments; documents with a grade of at least 1 may be positives. None: the queries file itself
-        says which document each query belongs to (InPars).
-      queries_format: see `corpora.open_queries_any`.
-      corpus_format: see `corpora.open_corpus`.
-      store: the label store; None for one inside the folder.
-      sampling: how lists are sampled.
-      chunk_size: pairs between two savings.
-      process_index: number of this process.
-      process_count: number of processes that share the work.
-      titles: whether a document is its title and text, or its text only (where titles serve as queries).
-      skip_malformed: leave out rows that cannot be used, and candidates that are not in the corpus.
-      usd_per_hour: price of this process's machine.
-    """
-
-    output_dir: str
-    queries: str
-    corpus: str
-    candidates: str
-    qrels: str | None = None
-    queries_format: str = "auto"
-    corpus_format: str = "auto"
-    store: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    chunk_size: int = 4096
-    process_index: int = 0
-    process_count: int = 1
-    titles: bool = True
-    skip_malformed: bool = False
-    usd_per_hour: float | None = None
 
 
 class LabelJob:
@@ -109,7 +66,7 @@ class LabelJob:
         Raises:
           InputError: a setting out of range, or a file that does not exist.
         """
-        _check(settings)
+        settings.check()
         self.folder = Path(settings.output_dir)
         self.scored = 0
         self._settings, self._announce, self._stopping = settings, announce, stopping
@@ -123,6 +80,8 @@ class LabelJob:
         self._store = LabelStore(settings.store or self.folder / "store")
         self._plans: dict[str, Plan] = {}
         self._conflicts: dict[str, int] = {}
+        self._processes = Processes(settings.process_index, settings.process_count, settings.joined)
+        self._runs: list[tuple[RunTeacher, Plan]] = []
         process = (settings.process_index, settings.process_count)
         self._session = Session(self.folder, process, usd_per_hour=settings.usd_per_hour, announce=announce)
 
@@ -144,6 +103,8 @@ class LabelJob:
             sampled from something else.
         """
         wanted = self._deciding()
+        if not self._processes.is_first and self._processes.joined:
+            self._wait("prepared", lambda: {} if (self.folder / LISTS).exists() else {0: LISTS}, self.folder)
         if (self.folder / LISTS).exists():
             self.lists = Lists(self.folder)
             lines = difference(self.lists.settings, wanted)
@@ -156,6 +117,7 @@ class LabelJob:
                 )
         else:
             self.lists = self._sample(wanted)
+        self._processes.tell("prepared")
         self._announce(
             f"{self.lists.num_queries:,} lists, {self.lists.num_pairs:,} pairs in {self.lists.path}"
         )
@@ -229,9 +191,8 @@ class LabelJob:
           InputError: another teacher has that name in this folder, or the teacher's labels are not usable.
           Stopped: a signal arrived; finished chunks are kept.
         """
-        provenance = {**teacher.provenance, **_provenance()}
-        plan = self._plan(teacher.name, teacher.identity, provenance)
-
+        origin = {**teacher.provenance, **provenance()}
+        plan = self._plan(teacher.name, teacher.identity, origin)
         later = LaterLabels(plan)
 
         def logits(chunks: Iterator[int]) -> Iterator[tuple[np.ndarray, int]]:
@@ -243,10 +204,42 @@ class LabelJob:
         self._work(teacher.name, plan, share, logits)
         if later.copied:
             self._announce(f"{teacher.name}: {later.copied:,} pairs were scored by another job meanwhile")
-        if isinstance(teacher, RunTeacher) and not plan.unfinished():
-            self._count_conflicts(teacher, plan)
+        if isinstance(teacher, RunTeacher):
+            if self._processes.joined:
+                self._runs.append((teacher, plan))
+            elif not plan.unfinished():
+                self._count_conflicts(teacher, plan)
         self._write_info()
         return plan.teacher_key
+
+    def wait(self) -> None:
+        """Waits until the labels of all processes of the JAX program are there; independent ones do not wait.
+
+        Raises:
+          InputError: the processes do not share the folder.
+          PeerStopped: another process has stopped.
+          Stopped: a signal arrived.
+        """
+        if not self._processes.joined:
+            return
+        self._processes.tell("labelled")
+        left = {name: plan.unfinished() for name, plan in self._plans.items()}
+
+        def missing() -> dict[int, str]:
+            owners: Counter[int] = Counter()
+            for name, plan in self._plans.items():
+                left[name] = plan.unfinished(left[name])
+                owners.update(chunk % self._processes.count for chunk in left[name])
+            return {index: f"{count:,} chunks to label" for index, count in owners.items()}
+
+        self._wait("labelled", missing, self._store.path)
+
+    def _wait(self, what: str, missing: Callable[[], Mapping[int, str]], place: Path) -> None:
+        def check() -> None:
+            if self._stopping():
+                raise Stopped
+
+        self._processes.wait(what, missing, place, self._announce, check)
 
     def _count_conflicts(self, teacher: RunTeacher, plan: Plan) -> None:
         """A run scores ids and the store knows texts: counts pairs that got the score of other ids."""
@@ -276,7 +269,7 @@ class LabelJob:
         if any(self._plan_of(key).unfinished() for key in members):
             return None
         identity = ensemble_identity(members, weights)
-        plan = self._plan(name, identity, _provenance())
+        plan = self._plan(name, identity, provenance())
         ordered = sorted(zip(members, weights, strict=True))  # as in the identity: sums in one order
         tables = [self._load(self._plan_of(key)) for key, _ in ordered]
 
@@ -298,9 +291,12 @@ class LabelJob:
 
     def finish(self) -> bool:
         """Writes labels.json; returns whether all labels of all teachers are there."""
+        if self._processes.is_first:
+            for teacher, plan in self._runs:
+                self._count_conflicts(teacher, plan)
         return self._write_info()
 
-    def _plan(self, name: str, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> Plan:
+    def _plan(self, name: str, identity: Mapping[str, Any], origin: Mapping[str, Any]) -> Plan:
         key = label_store.teacher_key(identity)
         with _locked(self.folder):
             info = self.info()
@@ -312,7 +308,7 @@ class LabelJob:
                         f"{self.folder / INFO}: the name {name!r} belongs to teacher {other}, and this one is {key}. "
                         f"Expected a name of its own: --teacher=NAME=SPEC. The identities are in {self._store.path}."
                     )
-            self._store.add_teacher(identity, provenance)
+            self._store.add_teacher(identity, origin)
         self._plans[name] = plan = make_plan(self._store, key, self.lists, self._settings.chunk_size)
         self._announce(
             f"{name} ({key}): {len(plan.rows):,} pairs to score, {plan.stored:,} in the store from before"
@@ -357,15 +353,19 @@ class LabelJob:
                 under_way.append(chunk)
                 yield chunk
 
-        for values, scored in logits(chunks()):
-            chunk = under_way.popleft()
-            self._store.write_part(plan.teacher_key, plan.part(chunk), plan.keys[plan.slice(chunk)], values)
-            self.scored += scored
-            self._session.add(plan.size(chunk), scored)
-            if self._stopping():
-                self._session.store()
-                raise Stopped
-        self._session.store()
+        try:
+            for values, scored in logits(chunks()):
+                chunk = under_way.popleft()
+                self._store.write_part(
+                    plan.teacher_key, plan.part(chunk), plan.keys[plan.slice(chunk)], values
+                )
+                self.scored += scored
+                self._session.add(plan.size(chunk), scored)
+                if self._stopping():
+                    raise Stopped
+                self._processes.check()
+        finally:
+            self._session.store()
         if under_way:
             raise RuntimeError(f"teacher {name!r} gave no logits for {len(under_way)} chunks")
         self._announce(self._session.line())
@@ -381,6 +381,8 @@ class LabelJob:
 
     def _write_info(self) -> bool:
         settings = self._settings
+        if self._processes.joined and not self._processes.is_first:
+            return not any(plan.unfinished() for plan in self._plans.values())
         # Under the lock, the process that looks last sees the parts of all.
         with _locked(self.folder):
             old = self.info()
@@ -419,58 +421,6 @@ class LabelJob:
             label_store.write_json(self.folder / INFO, info)
             label_store.clear_temporaries(self.folder, self.folder / "sessions")
         return not any(unfinished.values())
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:
-    """Lines `- key: old` and `+ key: new` for what differs between two JSON objects."""
-    lines: list[str] = []
-    for name in sorted({*old, *new}):
-        one, other, place = old.get(name), new.get(name), f"{key}.{name}" if key else name
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            lines.extend(difference(one, other, place))
-        elif one != other:
-            lines.extend([f"- {place}: {one}", f"+ {place}: {other}"])
-    return lines
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide labels."""
-    found = manifest.versions()
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def _provenance() -> dict[str, Any]:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"added": now, "command": sys.argv, "versions": versions()}
-
-
-def absolute(path: str) -> str:
-    """A path, or a comma-separated list of paths, from the root; remote ones stay as they are."""
-    parts = path.split(",")
-    return ",".join(part if "://" in part else os.path.abspath(os.path.expanduser(part)) for part in parts)
-
-
-def _check(settings: Settings) -> None:
-    if "://" in settings.output_dir:
-        raise InputError(
-            f"--output_dir={settings.output_dir}: expected a local or mounted folder (files are renamed in it)."
-        )
-    if not 0 <= settings.process_index < settings.process_count:
-        raise InputError(
-            f"--process_index={settings.process_index} of --process_count={settings.process_count}: expected a "
-            "number from 0 to one less than the count."
-        )
-    for name in ("negatives", "depth"):
-        value = getattr(settings.sampling, name)
-        if value < 1:
-            raise InputError(f"--{name}={value}: expected at least 1.")
-    if settings.chunk_size < 1:
-        raise InputError(f"--chunk_size={settings.chunk_size}: expected at least 1.")
-    if settings.usd_per_hour is not None and not settings.usd_per_hour >= 0:
-        raise InputError(f"--usd_per_hour={settings.usd_per_hour}: expected a price of at least 0.")
 
 
 @contextlib.contextmanager

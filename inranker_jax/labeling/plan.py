@@ -81,9 +81,11 @@ class Plan:
         """Whether the chunk's part is there, whole; a torn one is done again."""
         return self.store.part_rows(self.teacher_key, self.part(chunk)) == self.size(chunk)
 
-    def unfinished(self) -> list[int]:
-        """Chunks still to be done, by any process."""
-        return [chunk for chunk in range(self.num_chunks) if not self.is_done(chunk)]
+    def unfinished(self, among: Iterable[int] | None = None) -> list[int]:
+        """Chunks still to be done, by any process; of all, or of some."""
+        there = set(self.store.part_names(self.teacher_key))
+        chunks = range(self.num_chunks) if among is None else among
+        return [chunk for chunk in chunks if self.part(chunk) not in there or not self.is_done(chunk)]
 
     def clear_temporaries(self) -> None:
         """Removes what killed processes left in the teacher's folder of the store."""
