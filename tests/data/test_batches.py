@@ -241,7 +241,6 @@ def test_bad_arguments(open_stream: Any) -> None:
         ({"rates": [1, 2]}, "one rate per source"),
         ({"layout": "packd"}, "Did you mean 'packed'"),
         ({"layout": Layout("packed", row_length=60)}, "row_length is 60"),
-        ({"layout": "packed", "process_count": 2}, "'packed' with 2 processes is not supported yet"),
         ({"layout": "packed", "accumulation": 5, "whole_lists": True}, "accumulation=5: expected 1 to 4"),
     ):
         with pytest.raises(InputError, match=words):
@@ -295,6 +294,26 @@ def test_packed_arrays_hold_what_the_examples_say(
     assert sum(map(len, seen)) == len(by_ids)
     assert len(shapes) == 1, "every batch has the same shapes"
     assert stream.layout.kind == "packed"
+
+
+@pytest.mark.parametrize("whole_lists", [True, False])
+def test_packed_parts_of_several_processes_fit_together(open_stream: Any, whole_lists: bool) -> None:
+    layout = Layout("packed", row_length=80, slots=5, tokens_per_call=160)
+    more = {"layout": layout, "whole_lists": whole_lists, "num_epochs": 1, "ways": 4}
+    single = open_stream(**more)
+    shards = [open_stream(**more, process_index=i, process_count=2) for i in range(2)]
+    for whole, *pieces in zip(single, *shards, strict=True):
+        assert [row for piece in pieces for row in piece.examples] == whole.examples
+        assert sum(piece["list_mask"].sum() for piece in pieces) == whole["list_mask"].sum()
+        tokens = [np.count_nonzero(piece["segment_ids"]) for piece in (whole, *pieces)]
+        assert tokens[0] == sum(tokens[1:])
+        one, other = ({name: (array.shape, array.dtype) for name, array in piece.items()} for piece in pieces)
+        assert one == other, "all processes run one program"
+        rows = pieces[0]["tokens"].shape[1]
+        assert rows % 2 == 0, "each of a process's two devices gets as many rows"
+        for number, piece in enumerate(pieces):
+            homes = piece["places"][piece["list_mask"]] // 5
+            assert ((homes >= number * rows) & (homes < (number + 1) * rows)).all()
 
 
 @pytest.mark.parametrize("start", [1, 4])

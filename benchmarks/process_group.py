@@ -1,4 +1,4 @@
-"""Several processes of one JAX program on this machine, for tests."""
+"""Several processes of one JAX program on this machine, for tests and the soak."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ class Group:
     """Processes that were told of each other by the environment; kills what is left at the end of its block."""
 
     def __init__(
-        self, command: Sequence[str], count: int, devices: int = 1, environment: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        count: int,
+        devices: int = 1,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         port = free_port()
         self.processes: list[subprocess.Popen[str]] = []
@@ -81,6 +85,10 @@ class Group:
             assert self.processes[index].poll() is None, "".join(self.errors[index])
             assert time.monotonic() < end, f"no {marker!r} in {self.lines[index]}"
             time.sleep(0.005)
+
+    def pause(self, seconds: float) -> None:
+        """Lets them run for a moment."""
+        time.sleep(seconds)
 
     def kill(self, *indices: int) -> None:
         """Kills the processes of these numbers, all at once."""

@@ -1,0 +1,219 @@
+"""Does training survive SIGKILL at any moment? The last checkpoint after many kills, beside that of a quiet run.
+
+    python benchmarks/kill_training.py --kills=40 --forms=1x4,2x2,2x2-together,4x1,2x2-notice,elastic
+
+Trains the shipped demonstration for a few steps, `python -m inranker_jax.train` as a user runs it, with a checkpoint
+every other step. Once undisturbed for each form; then killing at a random moment (start-up, compilation, steps,
+asynchronous saves) and starting again until `--kills` were made. A form is PROCESSES x DEVICES each, and further
+
+    -together   all processes are killed at once; else one of them, by chance, and the others must then end too
+    -notice     one process gets SIGTERM, by chance, and all must save the same step and leave with status 143
+    elastic     every start has another number of processes and devices, without dropout; compared up to rounding
+
+Every array of the last checkpoint, optimiser and RNG included, must equal that of the undisturbed run to the bit.
+Prints a table of kills by what the run was doing. The exit status is 1 when something differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import os
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.process_group import Ended, Group  # noqa: E402 - a script finds the repository first
+
+SHAPES = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))
+TOLERANCE = 5e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a run is started and disturbed."""
+
+    name: str
+    processes: int = 1
+    devices: int = 4
+    manner: str = "one"
+
+    @classmethod
+    def parse(cls, name: str) -> Form:
+        """Reads a form's name.
+
+        >>> Form.parse("2x2-notice")
+        Form(name='2x2-notice', processes=2, devices=2, manner='notice')
+        """
+        if name == "elastic":
+            return cls(name, manner="elastic")
+        shape, _, manner = name.partition("-")
+        processes, _, devices = shape.partition("x")
+        if not (processes.isdigit() and devices.isdigit()) or manner not in ("", "together", "notice"):
+            raise SystemExit(f"error: form {name!r}: expected PxD, PxD-together, PxD-notice or elastic.")
+        return cls(name, int(processes), int(devices), manner or "one")
+
+
+class Soak:
+    """Runs the forms and counts."""
+
+    def __init__(self, flags: argparse.Namespace) -> None:
+        self._flags = flags
+        self._chance = random.Random(flags.seed)
+        self._work = pathlib.Path(flags.work_dir or tempfile.mkdtemp(prefix="kill_training-"))
+        self.counts: dict[str, collections.Counter[str]] = {}
+        self.wrong: list[str] = []
+
+    def _start(self, form: Form, output: pathlib.Path, shape: tuple[int, int]) -> Group:
+        bindings = {
+            "train.mesh": "@partitioning.make_mesh()",
+            "partitioning.make_mesh.data": 1,
+            "partitioning.make_mesh.fsdp": -1,
+            "TRAIN_STEPS": self._flags.steps,
+            "WARMUP_STEPS": 4,
+            "DROPOUT_RATE": 0.0 if form.manner == "elastic" else 0.1,
+            "train.validation_split": None,
+            "train.checkpoint_period": 2,
+            "train.log_every": 1,
+            "train.final_report": None,
+        }
+        command = [sys.executable, "-m", "inranker_jax.train", "--gin_file=gin/small_synth.gin"]
+        command += [f"--output_dir={output}", *(f"--gin.{name}={value}" for name, value in bindings.items())]
+        return Group(command, *shape, environment={"JAX_COMPILATION_CACHE_DIR": str(self._work / "compiled")})
+
+    def _undisturbed(self, form: Form) -> pathlib.Path:
+        output = self._work / f"quiet-{form.processes}x{form.devices}-{form.manner == 'elastic'}"
+        if not output.exists():
+            with self._start(form, output, (form.processes, form.devices)) as group:
+                self._expect(group.end(), {0}, f"undisturbed {form.name}")
+        return output
+
+    def _expect(self, ended: list[Ended], statuses: set[int], what: str) -> bool:
+        found = {process.status for process in ended}
+        if found <= statuses:
+            return True
+        self.wrong.append(f"{what}: exit statuses {sorted(found)}")
+        print("".join(process.stderr[-2000:] for process in ended), file=sys.stderr)
+        return False
+
+    def _disturb(self, form: Form, group: Group, seconds: float) -> bool:
+        """Kills or tells after `seconds`; returns False where the run ended before."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if all(process.poll() is not None for process in group.processes):
+                self._expect(group.end(), {0}, form.name)
+                return False
+            time.sleep(0.01)
+        steps = sum(line.startswith("step ") for line in group.lines[0])
+        count = len(group.processes)
+        victim = self._chance.randrange(count)
+        if form.manner == "notice":
+            if not steps:
+                return True  # a notice during start-up ends the process: nothing is lost, and nothing to agree on
+            group.processes[victim].terminate()
+            self._expect(group.end(120), {0, 143}, f"{form.name}: notice after {seconds:.2f} s")
+        else:
+            group.kill(*(range(count) if form.manner == "together" else [victim]))
+            alive = [process for process in group.end(120) if process.status == 0]
+            if alive and count > 1 and steps < self._flags.steps:
+                self.wrong.append(f"{form.name}: a process ended well although another was killed")
+        self.counts[form.name]["in start-up" if not steps else f"after {min(steps, 99)} steps"] += 1
+        return True
+
+    def run(self, form: Form) -> None:
+        """Kills `--kills` times and compares every finished run."""
+        quiet = self._undisturbed(form)
+        counts = self.counts[form.name] = collections.Counter()
+        seconds = 0.0
+        round_number = 0
+        while sum(n for name, n in counts.items() if name != "runs compared") < self._flags.kills:
+            round_number += 1
+            output = self._work / f"{form.name}-{round_number}"
+            shutil.rmtree(output, ignore_errors=True)
+            finished = False
+            while not finished:
+                shape = (form.processes, form.devices)
+                if form.manner == "elastic":
+                    shape = self._chance.choice(SHAPES)
+                began = time.monotonic()
+                with self._start(form, output, shape) as group:
+                    if seconds and sum(counts.values()) < 2 * self._flags.kills:
+                        finished = not self._disturb(form, group, self._chance.uniform(0.3, 1.05) * seconds)
+                    else:
+                        finished = self._expect(group.end(), {0}, form.name)
+                        seconds = seconds or time.monotonic() - began
+            self._compare(form, quiet, output)
+            counts["runs compared"] += 1
+            shutil.rmtree(output)
+            print(f"{form.name}: {dict(counts)}", file=sys.stderr, flush=True)
+
+    def _compare(self, form: Form, quiet: pathlib.Path, output: pathlib.Path) -> None:
+        theirs, ours = (_arrays(folder, self._flags.steps) for folder in (quiet, output))
+        if theirs.keys() != ours.keys():
+            self.wrong.append(f"{form.name}: the trees differ")
+        for key, value in theirs.items():
+            same = (
+                np.allclose(ours[key], value, atol=TOLERANCE)
+                if form.manner == "elastic"
+                else ours[key].tobytes() == value.tobytes()
+            )
+            if not same:
+                self.wrong.append(f"{form.name}: {key} differs")
+
+    def table(self) -> str:
+        """Counts of all forms, as markdown."""
+        lines = ["| form | kills | in start-up | runs compared |", "|---|---|---|---|"]
+        for name, counts in self.counts.items():
+            kills = sum(count for key, count in counts.items() if key != "runs compared")
+            lines.append(f"| {name} | {kills} | {counts['in start-up']} | {counts['runs compared']} |")
+        return "\n".join(lines)
+
+
+def _arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    path = folder / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        arguments = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+        )
+        tree = reader.restore(path, restore_args=arguments)
+    return {
+        jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def main() -> int:
+    """Runs all forms; returns 1 when something differs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20, help="of each form (default 20)")
+    parser.add_argument("--forms", default="1x4,2x2,2x2-together,2x2-notice,elastic")
+    parser.add_argument("--steps", type=int, default=20, help="of a run (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--work_dir", help="where runs and compiled programs go (default: a new temporary folder)"
+    )
+    soak = Soak(parser.parse_args())
+    os.chdir(ROOT)
+    for name in soak._flags.forms.split(","):
+        soak.run(Form.parse(name))
+    print(soak.table())
+    for line in soak.wrong:
+        print(f"WRONG: {line}")
+    print("all equal" if not soak.wrong else f"{len(soak.wrong)} differences")
+    return 1 if soak.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
