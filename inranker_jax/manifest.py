@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import pathlib
 import platform
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 import jax
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError
 
 _PACKAGES = (
@@ -55,7 +55,7 @@ def write(model_dir: str, identity: Mapping[str, Any], mesh: jax.sharding.Mesh, 
     Raises:
       InputError: the folder holds a run with another identity; the message shows what differs.
     """
-    folder = pathlib.Path(model_dir)
+    folder = paths.of(model_dir)
     path = folder / "manifest.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     canonical = json.loads(json.dumps(identity))
@@ -76,9 +76,8 @@ def write(model_dir: str, identity: Mapping[str, Any], mesh: jax.sharding.Mesh, 
         "processes": jax.process_count(),
     }
     sessions = [*(stored["sessions"] if stored else []), session]
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps({"identity": canonical, "sessions": sessions}, indent=1, ensure_ascii=False))
-    _replace(folder / "config.gin", gin_config)
+    paths.write(path, json.dumps({"identity": canonical, "sessions": sessions}, indent=1, ensure_ascii=False))
+    paths.write(folder / "config.gin", gin_config)
 
 
 def _difference(old: Any, new: Any, key: str = "") -> list[str]:
@@ -88,9 +87,3 @@ def _difference(old: Any, new: Any, key: str = "") -> list[str]:
             line for k in keys for line in _difference(old.get(k), new.get(k), f"{key}.{k}" if key else k)
         ]
     return [] if old == new else [f"- {key}: {old}", f"+ {key}: {new}"]
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

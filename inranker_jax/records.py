@@ -12,19 +12,17 @@ import io
 import math
 import os
 import re
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from os import PathLike
 from typing import IO, Any, BinaryIO, TextIO, cast
 
 import numpy as np
 
 from inranker_jax.errors import InputError
+from inranker_jax.paths import PathType, is_remote, open_file, upload
 
-PathType = str | PathLike[str]
 Run = dict[str, dict[str, float]]
 Qrels = dict[str, dict[str, int]]
 
@@ -79,19 +77,6 @@ class LabelledPair:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def is_remote(path: PathType) -> bool:
-    """Whether a path names another machine's file (`gs://...`, `s3://...`), which `etils.epath` opens."""
-    return "://" in os.fspath(path)
-
-
-def _open_raw(path: PathType, mode: str) -> IO[Any]:
-    if is_remote(path):
-        from etils import epath
-
-        return cast("IO[Any]", epath.Path(os.fspath(path)).open(mode))
-    return open(path, mode)
-
-
 def _zstandard(path: PathType) -> Any:
     try:
         import zstandard
@@ -112,7 +97,7 @@ def open_raw(path: PathType) -> BinaryIO:
       InputError: there is no such file, it is a folder, or it may not be read.
     """
     try:
-        return cast(BinaryIO, _open_raw(path, "rb"))
+        return cast(BinaryIO, open_file(path, "rb"))
     except FileNotFoundError as error:
         raise InputError.at(path, None, "no such file", remedy="Check the path") from error
     except IsADirectoryError as error:
@@ -222,12 +207,11 @@ def atomic_text(path: PathType) -> Iterator[TextIO]:
     name = os.fspath(path)
     if is_remote(path):
         # Object stores publish an object when it is closed, whole: no rename is needed (or exists) there.
-        with tempfile.TemporaryFile(prefix="inranker_jax.") as local:
+        with tempfile.NamedTemporaryFile(prefix="inranker_jax.") as local:
             with _text_over(cast("IO[bytes]", local), path) as text:
                 yield text
-            local.seek(0)
-            with _open_raw(path, "wb") as remote:
-                shutil.copyfileobj(local, remote, 1 << 20)
+            local.flush()
+            upload(local.name, path)
         return
     folder = os.path.dirname(os.path.abspath(name))
     os.makedirs(folder, exist_ok=True)

@@ -8,7 +8,9 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError
 
 # What is in the folder of a training run.
@@ -16,9 +18,9 @@ STEPS = "checkpoints"
 TOKENIZER = "tokenizer"
 
 
-def locate_run(path: str) -> tuple[pathlib.Path, int | None] | None:
-    """Resolves a run folder, its `checkpoints` folder or one step to (run folder, step or None)."""
-    folder = pathlib.Path(path).absolute()
+def locate_run(path: str) -> tuple[Any, int | None] | None:
+    """Resolves a run folder, its `checkpoints` folder or one step, here or remote, to (run folder, step or None)."""
+    folder = paths.absolute(path)
     if (folder / STEPS).is_dir() and not (folder / "config.json").exists():
         return folder, None
     if folder.name == STEPS and folder.is_dir():

@@ -5,13 +5,14 @@ Layout of a run's folder:
     OUTPUT_DIR/tokenizer/            tokenizer files, written once
     OUTPUT_DIR/checkpoints/STEP/     state (Orbax), position (JSON), model (JSON: T5 config and scoring contract)
 
-A step is written to a temporary folder and renamed when it is complete, so a torn one is never restored.
+A step is written to a temporary folder and renamed when it is complete, so a torn one is never restored. In an object
+store, which has no rename, a step is complete when its `commit_success.txt` is there, which is written last.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from inranker_jax import quiet
+from inranker_jax import paths, quiet
 from inranker_jax.checkpoints.folders import STEPS, TOKENIZER, locate_run
 from inranker_jax.errors import InputError
 from inranker_jax.models import T5Config, t5
 from inranker_jax.prompts import ScoringContract, Tokenizer
+from inranker_jax.prompts.tokenizer import CONFIG_FILE
 
 METRIC = "validation_loss"
 
@@ -68,12 +70,12 @@ def _alone() -> Any:
     )
 
 
-def _manager(folder: pathlib.Path, keep_latest: int = 1, keep_best: int = 1, read_only: bool = False) -> Any:
+def _manager(folder: Any, keep_latest: int = 1, keep_best: int = 1, read_only: bool = False) -> Any:
     with quiet.absl_warnings():
         return _open(folder, keep_latest, keep_best, read_only)
 
 
-def _open(folder: pathlib.Path, keep_latest: int, keep_best: int, read_only: bool) -> Any:
+def _open(folder: Any, keep_latest: int, keep_best: int, read_only: bool) -> Any:
     return ocp.CheckpointManager(
         folder,
         options=_options(keep_latest, keep_best, read_only),
@@ -105,12 +107,10 @@ class Checkpointer:
         keep_latest: int = 1,
         keep_best: int = 1,
     ) -> None:
-        root = pathlib.Path(output_dir).absolute()
+        root = paths.absolute(output_dir)
         self._description = description
-        if jax.process_index() == 0 and not (root / TOKENIZER).is_dir():
-            unfinished = root / f"{TOKENIZER}.unfinished"
-            tokenizer.save(str(unfinished))
-            unfinished.rename(root / TOKENIZER)
+        if jax.process_index() == 0:
+            _write_tokenizer(root / TOKENIZER, tokenizer)
         self._manager = _manager(root / STEPS, keep_latest, keep_best)
 
     @property
@@ -180,9 +180,22 @@ class Checkpointer:
         self._manager.close()
 
 
+def _write_tokenizer(folder: Any, tokenizer: Tokenizer) -> None:
+    """Writes a tokenizer's files, unless they are all there."""
+    if not paths.is_remote(folder):
+        if not folder.is_dir():
+            unfinished = folder.with_name(f"{TOKENIZER}.unfinished")
+            tokenizer.save(str(unfinished))
+            unfinished.rename(folder)
+    elif not (folder / CONFIG_FILE).exists():
+        with tempfile.TemporaryDirectory(prefix="inranker_jax.") as here:
+            tokenizer.save(here)
+            paths.upload(here, folder, marker=CONFIG_FILE)
+
+
 def describe(path: str) -> tuple[ModelDescription, Tokenizer] | None:
     """Description and tokenizer of a run's newest step, without its arrays; None where there is no step."""
-    root = pathlib.Path(path).absolute()
+    root = paths.absolute(path)
     if not (root / STEPS).is_dir() or not (root / TOKENIZER).is_dir():
         return None
     manager = _manager(root / STEPS, read_only=True)
@@ -193,7 +206,7 @@ def describe(path: str) -> tuple[ModelDescription, Tokenizer] | None:
         stored = manager.restore(step, args=ocp.args.Composite(model=ocp.args.JsonRestore()))
     finally:
         manager.close()
-    tokenizer = Tokenizer.from_pretrained(str(root / TOKENIZER))
+    tokenizer = Tokenizer.from_pretrained(paths.local_copy(root / TOKENIZER))
     return ModelDescription.from_json(stored["model"]), tokenizer
 
 
@@ -231,7 +244,7 @@ def load_parts(path: str) -> tuple[ModelDescription, Any, Tokenizer, str]:
     return (
         description,
         params,
-        Tokenizer.from_pretrained(str(root / TOKENIZER)),
+        Tokenizer.from_pretrained(paths.local_copy(root / TOKENIZER)),
         str(root / STEPS / str(step)),
     )
 

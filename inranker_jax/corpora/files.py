@@ -1,6 +1,6 @@
 """Which files a path means: one file, a folder, a glob or a comma-separated list, here or on another machine.
 
-Remote paths go through `etils.epath`, so whatever it opens (`gs://`, `s3://`, ...) is read like a local file.
+Remote paths (`gs://`, `s3://`; see `inranker_jax.paths`) are read like local files.
 """
 
 from __future__ import annotations
@@ -10,24 +10,15 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from inranker_jax.errors import InputError, did_you_mean
-from inranker_jax.records import PathType, is_remote, open_raw
+from inranker_jax.paths import PathType, is_remote
+from inranker_jax.paths import of as as_path
+from inranker_jax.records import open_raw
 
 COMPRESSIONS = ("", ".gz", ".zst")
 _GLOB = re.compile(r"[*?\[]")
 _CHUNK = 1 << 20
-
-
-def as_path(path: PathType) -> Any:
-    """A `pathlib`-like object for a local or remote path."""
-    if is_remote(path):
-        from etils import epath
-
-        return epath.Path(os.fspath(path))
-    return Path(path)
 
 
 def bare_name(path: PathType) -> str:
@@ -92,13 +83,7 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _exists(name: str) -> bool:
-    try:
-        return as_path(name).exists()
-    except (ImportError, NotImplementedError) as error:
-        raise InputError.at(
-            name, None, f"this kind of remote path cannot be opened here ({error})", "",
-            "Install the package that the message names, or copy the files",
-        ) from error  # fmt: skip
+    return bool(as_path(name).exists())
 
 
 def _check_exists(name: str) -> None:

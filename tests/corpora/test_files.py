@@ -1,4 +1,4 @@
-"""Which files a path means: names, globs, lists, folders, here and on another machine."""
+"""Which files a path means: names, globs, lists, folders."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import pathlib
 import pytest
 
 from inranker_jax.corpora import files, open_corpus, open_queries_any
-from inranker_jax.corpora.beir import BeirCollection
 from inranker_jax.errors import InputError
-from inranker_jax.records import atomic_text, numbered_lines, read_run, write_run
-from tests.corpora import fake_remote
+from inranker_jax.records import atomic_text, numbered_lines
 
 
 def _parts(folder: pathlib.Path) -> None:
@@ -75,70 +73,6 @@ def test_names_of_text_files_are_ids_and_belong_to_the_fingerprint(tmp_path: pat
     prints = {first, *(open_corpus(tmp_path / folder).fingerprint() for folder in ("one", "two"))}
     assert len(prints) == 3
     assert open_corpus(tmp_path / "one" / "A.txt", "text").fingerprint() != single
-
-
-def test_everything_is_read_from_a_remote_path(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = fake_remote.install(monkeypatch, tmp_path)
-    (tmp_path / "b" / "set" / "qrels").mkdir(parents=True)
-    _parts(tmp_path / "b")
-    with atomic_text("gs://b/set/corpus.jsonl.gz") as out:
-        out.write('{"_id": "d1", "title": "A", "text": "b"}\n')
-    (tmp_path / "b" / "set" / "queries.jsonl").write_text('{"_id": "q1", "text": "c"}\n')
-    (tmp_path / "b" / "set" / "qrels" / "test.tsv").write_text("q1\td1\t1\n")
-    corpus = open_corpus("gs://b/set")
-    assert (corpus.format, corpus.files) == ("beir", ["gs://b/set/corpus.jsonl.gz"])
-    assert corpus.texts() == {"d1": "A b"}
-    assert [query.text for query in open_queries_any("gs://b/set").queries()] == ["c"]
-    collection = BeirCollection.load("gs://b/set")
-    assert (collection.name, collection.qrels, list(collection.documents)) == (
-        "set",
-        {"q1": {"d1": 1}},
-        ["d1"],
-    )
-    parts = open_corpus("gs://b/part_*.tsv")
-    assert [document.id for document in parts.documents()] == ["d0", "d1", "d2", "d10"]
-    assert parts.fingerprint() == open_corpus(tmp_path / "b" / "part_*.tsv").fingerprint()
-    assert all(name.startswith("gs://") for name in fake.opened)
-    assert fake.opened
-    (tmp_path / "b" / "notes").mkdir()
-    (tmp_path / "b" / "notes" / "n 1.md").write_text("note")
-    assert open_corpus("gs://b/notes").texts() == {"n%201.md": "note"}
-
-
-def test_remote_errors_are_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_remote.install(monkeypatch, tmp_path)
-    (tmp_path / "b").mkdir()
-    with pytest.raises(InputError, match=r"gs://b/none.tsv: no such file"):
-        open_corpus("gs://b/none.tsv")
-    with pytest.raises(InputError, match=r"gs://b/\*.tsv: no file matches"):
-        open_corpus("gs://b/*.tsv")
-    with pytest.raises(InputError, match="gs://b/none: no such folder"):
-        BeirCollection.load("gs://b/none")
-
-
-def test_a_missing_package_for_a_remote_path_is_named(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = fake_remote.install(monkeypatch, tmp_path)
-
-    def fail(_: object) -> bool:
-        raise ImportError("Install gcsfs to access GCS")
-
-    monkeypatch.setattr(fake, "exists", fail)
-    for path in ("gs://b/c.tsv", "gs://b/*.tsv"):
-        with pytest.raises(InputError, match=r"tsv: .*cannot be opened here \(Install gcsfs to access GCS\)"):
-            open_corpus(path)
-
-
-def test_a_run_goes_to_a_remote_path_and_back(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_remote.install(monkeypatch, tmp_path)
-    (tmp_path / "b").mkdir()
-    write_run("gs://b/run.trec.gz", {"q": {"d": 1.5}}, "t")
-    assert read_run("gs://b/run.trec.gz") == {"q": {"d": 1.5}}
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])

@@ -11,7 +11,6 @@ import pytest
 from inranker_jax.corpora import open_corpus, open_queries_any
 from inranker_jax.errors import InputError
 from inranker_jax.records import Document, Query
-from tests.corpora import fake_remote
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -41,13 +40,6 @@ def test_a_folder_of_parts_and_queries(tmp_path: pathlib.Path) -> None:
     for part in (10, 2):
         write(tmp_path / f"part-{part}.parquet", id=[f"q{part}"], query=[f" onde {part}?"], text=["no"])
     assert list(open_queries_any(tmp_path).queries()) == [Query("q2", "onde 2?"), Query("q10", "onde 10?")]
-
-
-def test_a_remote_corpus(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_remote.install(monkeypatch, tmp_path)
-    (tmp_path / "b").mkdir()
-    write(tmp_path / "b" / "c.parquet", doc_id=["x"], contents=["y"])
-    assert open_corpus("gs://b").texts() == {"x": "y"}
 
 
 @pytest.mark.parametrize(
