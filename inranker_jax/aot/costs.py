@@ -1,0 +1,295 @@
+"""What one execution of a compiled program costs a device: operations, bytes, collectives; loops times their trips."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+
+from inranker_jax.aot import hlo
+from inranker_jax.aot.hlo import Array, Computation, Instruction, Module
+
+COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
+    "collective-broadcast",
+)  # fmt: skip
+# They name, unpack or wait for what others move.
+_FREE = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "iota",
+    "after-all",
+    "partition-id",
+)
+_SLICES = ("dynamic-slice", "slice", "gather")
+_UPDATES = ("dynamic-update-slice", "scatter")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Equal collectives of one kind.
+
+    Attributes:
+      kind: of `COLLECTIVES`.
+      count: executions.
+      payload: bytes of the larger of input and output of one, on a device.
+      group: partitions that take part, of the first group.
+      in_loop: whether a loop runs it.
+      overlapped: whether computation goes on while it runs.
+    """
+
+    kind: str
+    count: float
+    payload: float
+    group: tuple[int, ...]
+    in_loop: bool
+    overlapped: bool
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes that each device sends in all executions, over a ring of the group's size g.
+
+        (g-1)/g of the payload, and for an all-reduce twice that, which is the least possible (Patarasuk and Yuan 2009,
+        "Bandwidth optimal all-reduce algorithms"); a permute sends all.
+        """
+        size = len(self.group)
+        share = 1.0 if self.kind == "collective-permute" else (size - 1) / max(size, 1)
+        return self.count * self.payload * share * (2.0 if self.kind == "all-reduce" else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One instruction that takes time.
+
+    Attributes:
+      flops: operations of matrix products, in all executions.
+      bytes: read from and written to the device's memory, in all executions.
+    """
+
+    flops: float
+    bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Of one execution of a program, on one device.
+
+    Attributes:
+      work: instructions one after another, collectives left out.
+      collectives: collectives, equal ones together.
+      unknown_loops: loops whose trips the compiler does not know, for which the caller's number was taken.
+    """
+
+    work: tuple[Work, ...]
+    collectives: tuple[Collective, ...]
+    unknown_loops: int
+
+    @property
+    def flops(self) -> float:
+        """Operations of all matrix products."""
+        return sum(item.flops for item in self.work)
+
+    @property
+    def bytes(self) -> float:
+        """Bytes between the device and its memory."""
+        return sum(item.bytes for item in self.work)
+
+    def seconds(self, peak_flops: float, bandwidth: float) -> float:
+        """Time of all instructions one after another, each as long as its slower half: products or memory."""
+        return sum(max(item.flops / peak_flops, item.bytes / bandwidth) for item in self.work)
+
+
+def of(module: Module, devices: int, trips: float = 1.0) -> Costs:
+    """Counts a program.
+
+    Of a conditional the branch with most operations counts: the one that computes a whole micro-batch.
+
+    Args:
+      module: the compiled program.
+      devices: partitions it runs on.
+      trips: executions of loops whose number of trips the compiler does not know.
+
+    Returns:
+      Its costs.
+    """
+    counter = _Counter(module, devices, trips)
+    work = tuple(counter.visit(module.entry, 1.0, False))
+    return Costs(work, tuple(counter.collectives()), counter.unknown_loops)
+
+
+class _Counter:
+    def __init__(self, module: Module, devices: int, trips: float) -> None:
+        self._module, self._devices, self._trips = module, devices, trips
+        self._found: dict[tuple[object, ...], Collective] = {}
+        self.unknown_loops = 0
+
+    def collectives(self) -> list[Collective]:
+        """All that were visited, equal ones together, the largest first."""
+        merged: dict[tuple[object, ...], Collective] = {}
+        for item in self._found.values():
+            key = (item.kind, item.payload, item.group, item.in_loop, item.overlapped)
+            count = item.count + (merged[key].count if key in merged else 0.0)
+            merged[key] = dataclasses.replace(item, count=count)
+        return sorted(merged.values(), key=lambda item: -item.wire_bytes)
+
+    def visit(self, name: str, times: float, in_loop: bool) -> Iterator[Work]:
+        """Work of a computation that runs `times` times."""
+        computation = self._module.computations[name]
+        for instruction in computation.values():
+            opcode = instruction.opcode
+            if opcode == "while":
+                yield from self._loop(instruction, times)
+            elif opcode == "conditional":
+                yield from self._branches(instruction, times, in_loop)
+            elif opcode in ("call", "async-start") and not self._is_collective(instruction):
+                for called in instruction.called("to_apply", "calls", "called_computation"):
+                    yield from self.visit(called, times, in_loop)
+            elif self._collect(name, instruction, computation, times, in_loop):
+                continue
+            elif opcode not in _FREE and not opcode.endswith("-done"):
+                flops = self._flops(instruction, computation)
+                yield Work(times * flops, times * self._bytes(instruction, computation))
+
+    def _loop(self, instruction: Instruction, times: float) -> Iterator[Work]:
+        known = re.search(r'known_trip_count["\\]*:\s*\{["\\]*n["\\]*:["\\]*(\d+)', instruction.attributes)
+        self.unknown_loops += known is None
+        trips = float(known[1]) if known else self._trips
+        for called in instruction.called("body", "condition"):
+            yield from self.visit(called, times * trips, True)
+
+    def _branches(self, instruction: Instruction, times: float, in_loop: bool) -> Iterator[Work]:
+        names = instruction.called("branch_computations", "true_computation", "false_computation")
+        yield from self.visit(max(names, key=self._total_flops), times, in_loop)
+
+    @functools.cache  # noqa: B019 - a counter lives as long as one count
+    def _total_flops(self, name: str) -> float:
+        """Operations of a computation and all that it calls, loops once."""
+        total = 0.0
+        computation = self._module.computations[name]
+        for instruction in computation.values():
+            total += hlo.product_flops(instruction, computation)
+            keys = (
+                "calls",
+                "to_apply",
+                "body",
+                "branch_computations",
+                "true_computation",
+                "false_computation",
+            )
+            total += sum(self._total_flops(called) for called in instruction.called(*keys))
+        return total
+
+    def _flops(self, instruction: Instruction, computation: Computation) -> float:
+        called = instruction.called("calls") if instruction.opcode in ("fusion", "custom-call") else []
+        inner = sum(self._total_flops(name) for name in called if name in self._module.computations)
+        return inner + hlo.product_flops(instruction, computation)
+
+    def _bytes(self, instruction: Instruction, computation: Computation) -> float:
+        """Bytes that an instruction moves to and from the device's memory."""
+        operands = [computation[name].outputs for name in instruction.operands if name in computation]
+        read = [sum(_hbm(array) for array in arrays) for arrays in operands]
+        written = sum(_hbm(array) for array in instruction.outputs)
+        if instruction.opcode == "copy-start":  # its result is the copy, the source again, and a context
+            return read[0] + _hbm(instruction.outputs[0])
+        if instruction.opcode in _SLICES:
+            return min(read[0], written) + written
+        if instruction.opcode in _UPDATES:
+            return 2.0 * sum(read[1:])
+        if instruction.opcode == "fusion":
+            for name in instruction.called("calls"):
+                read, written = self._fused(self._module.computations[name], read, written)
+        return sum(read) + written
+
+    def _fused(self, inner: Computation, read: list[float], written: float) -> tuple[list[float], float]:
+        """A fusion that only slices an operand, or updates a part of it, does not read or write all of it."""
+        users: dict[str, list[Instruction]] = {}
+        for instruction in inner.values():
+            for operand in instruction.operands:
+                users.setdefault(operand, []).append(instruction)
+        read = list(read)
+        for instruction in inner.values():
+            if instruction.opcode != "parameter" or not instruction.argument.isdigit():
+                continue
+            number, uses = int(instruction.argument), users.get(instruction.name, [])
+            first = all(use.operands[:1] == (instruction.name,) for use in uses)
+            if number >= len(read) or not uses or not first:
+                continue
+            if all(use.opcode in _SLICES for use in uses):
+                parts = sum(array.bytes for use in uses for array in use.outputs)
+                read[number] = min(read[number], parts)
+            elif all(use.opcode in _UPDATES and use.is_root for use in uses):
+                parts = sum(inner[name].outputs[0].bytes for use in uses for name in use.operands[1:2])
+                read[number], written = 0.0, min(written, parts)
+        return read, written
+
+    def _is_collective(self, instruction: Instruction) -> bool:
+        return any(
+            item.opcode in COLLECTIVES
+            for name in instruction.called("calls", "called_computation")
+            for item in self._module.computations.get(name, {}).values()
+        )
+
+    def _collect(
+        self, home: str, instruction: Instruction, computation: Computation, times: float, in_loop: bool
+    ) -> bool:
+        """Notes the collectives in an instruction; whether it does nothing else.
+
+        The TPU compiler lets one run beside several fusions, each of which names it again: same channel, same
+        collective.
+        """
+        opcode = instruction.opcode.removesuffix("-start")
+        if opcode in COLLECTIVES:
+            self._note(home, instruction, computation, times, in_loop, opcode != instruction.opcode)
+            return True
+        if opcode not in ("fusion", "async"):
+            return False
+        for name in instruction.called("calls", "called_computation"):
+            inner = self._module.computations[name]
+            for item in inner.values():
+                if item.opcode in COLLECTIVES:
+                    is_async = opcode == "async" or "AsyncCollective" in _targets(inner) or "async" in name
+                    self._note(home, item, inner, times, in_loop, is_async)
+        return opcode == "async"
+
+    def _note(
+        self,
+        home: str,
+        item: Instruction,
+        computation: Computation,
+        times: float,
+        in_loop: bool,
+        overlapped: bool,
+    ) -> None:
+        channel = re.search(r"channel_id=(\d+)", item.attributes)
+        key = (home, item.opcode.removesuffix("-start"), channel[1] if channel else item.name)
+        inputs = [
+            array for name in item.operands if name in computation for array in computation[name].outputs
+        ]
+        # The result of a "-start" is inputs and outputs together.
+        outputs = (
+            item.outputs[len(inputs) :]
+            if item.opcode.endswith("-start") and len(item.outputs) > len(inputs)
+            else item.outputs
+        )
+        payload = max(_size(inputs), _size(outputs))
+        before = self._found.get(key)
+        if before is not None:
+            overlapped, times = overlapped or before.overlapped, before.count
+        group = hlo.group_of(item.attributes, self._devices)
+        self._found[key] = Collective(key[1], times, payload, group, in_loop, overlapped)
+
+
+def _targets(computation: Computation) -> str:
+    return " ".join(item.attributes for item in computation.values() if item.opcode == "custom-call")
+
+
+def _size(arrays: list[Array] | tuple[Array, ...]) -> float:
+    return sum(array.bytes for array in arrays)
+
+
+def _hbm(array: Array) -> float:
+    return array.bytes if array.space == 0 else 0.0
