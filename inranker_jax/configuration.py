@@ -205,7 +205,8 @@ _FREE = {
     "train": {
         "model_dir", "total_steps", "mesh", "log_every", "final_report", "keep_latest", "keep_best",
         "validation_split", "validation_batches", "validation_period", "checkpoint_period", "vocabulary",
-        "mixture_or_task_module", "use_cached", "seqio_cache_dirs",
+        "mixture_or_task_module", "use_cached", "seqio_cache_dirs", "profile_steps", "wandb_project", "hang_seconds",
+        "hang_factor", "hang_exit_seconds",
     },
     "gin.macro": {"MODEL_DIR", "TRAIN_STEPS", "VOCABULARY", "MIXTURE_OR_TASK_MODULE", "USE_CACHED_TASKS"},
 }  # fmt: skip

@@ -33,17 +33,21 @@ from inranker_jax import (
     quiet,
     train_state,
     trainer,
+    watchdog,
 )
 from inranker_jax.checkpoints import LoadedModel, load_model, native
 from inranker_jax.configuration import gin
 from inranker_jax.corpora.shipped import find_shipped
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption, SharedInterruption
-from inranker_jax.models import Compute, T5Config, t5
+from inranker_jax.models import Compute, T5Config, flops, t5
 from inranker_jax.packing import Layout
 from inranker_jax.partitioning import batch_ways, data_share, make_mesh
-from inranker_jax.progress import NonFiniteLossError, StepMonitor, announce, cost
+from inranker_jax.progress import announce, cost
 from inranker_jax.prompts import ScoringContract, Tokenizer, preset
+from inranker_jax.telemetry import profiling, usage
+from inranker_jax.telemetry.monitor import NonFiniteLossError, StepMonitor
+from inranker_jax.telemetry.phases import Phases
 
 RANDOM = "random initialisation"
 
@@ -156,6 +160,12 @@ def train(
     keep_best: int = 1,
     log_every: int = 50,
     final_report: Callable[..., None] | None = None,
+    profile_steps: Sequence[int] | None = None,
+    wandb_project: str | None = None,
+    hang_seconds: float = 600.0,
+    hang_factor: float = 20.0,
+    hang_exit_seconds: float | None = None,
+    started: float | None = None,
 ) -> None:
     """Runs training from start, or from the newest checkpoint in `model_dir`, to `total_steps`.
 
@@ -197,6 +207,12 @@ def train(
       keep_best: checkpoints of lowest validation loss to keep beside them.
       log_every: steps between progress lines.
       final_report: called at the end as `final_report(model_dir, config, contract, tokenizer, untrained_params)`.
+      profile_steps: (first, end) of the steps to trace; see `telemetry.profiling`.
+      wandb_project: project of Weights & Biases; see `telemetry.writers`.
+      hang_seconds: time without a step after which it is told where each process is, 0 for never; see `watchdog`.
+      hang_factor: at least so many times a usual step.
+      hang_exit_seconds: time without a step after which a process ends itself with status 75; None for never.
+      started: `time.time()` at which this session began; now by default.
 
     Raises:
       InputError: bad configuration or data.
@@ -207,6 +223,7 @@ def train(
         raise InputError(
             f"{model_dir}: expected a local folder for the run (remote ones are not supported yet)."
         )
+    phases = Phases(started)
     # ---- data registry: TensorFlow and SeqIO are imported here, and nowhere earlier --------------------------
     from inranker_jax import data
 
@@ -301,25 +318,45 @@ def train(
 
     # ---- the loop --------------------------------------------------------------------------------------------
     schedule = learning_rate if callable(learning_rate) else (lambda _: learning_rate)
+    process = (jax.process_index(), jax.process_count())
     monitor = StepMonitor(
-        model_dir, total_steps, step, log_every, schedule, is_writer=jax.process_index() == 0
+        model_dir,
+        total_steps,
+        step,
+        log_every,
+        schedule,
+        process=process,
+        phases=phases,
+        training_flops=lambda tokens: (
+            flops.TRAINING * flops.forward_flops(spec.config, tokens, len(spec.label_ids))
+        ),
+        peak_flops=usage.peak_flops(mesh.devices.flat, spec.compute.dtype),
+        wandb_project=wandb_project,
+        settings=configuration.deciding_bindings(),
     )
     with contextlib.ExitStack() as stack:
         stack.callback(monitor.close)
+        hangs = watchdog.Watchdog(phases, hang_seconds, hang_factor, process, hang_exit_seconds)
+        stack.enter_context(hangs)
         stack.callback(checkpoints.close)  # waits for a save in flight, whatever ended the loop
         interruption = stack.enter_context(Interruption() if distributed.alone() else SharedInterruption())
         stack.enter_context(batches)
+        profiler = profiling.Profiler(model_dir, profile_steps, process, settle=monitor.drain)
+        stack.enter_context(profiler)
+        stack.enter_context(phases.counting_compilation())
         while step < total_steps and not interruption.requested:
-            batch = next(batches)
-            state, metrics = step_fn(state, trainer.put_batch(batch, mesh))
+            with profiler.step(step + 1):
+                with phases.phase("data"):
+                    batch = next(batches)
+                state, metrics = step_fn(state, trainer.put_batch(batch, mesh))
             step += 1
-            monitor.add(step, metrics, batch.examples)
+            monitor.add(step, metrics, batch)
 
             last = step == total_steps
             validation_loss = None
             if validation_split and (step % validation_period == 0 or last):
                 monitor.drain()
-                with monitor.pause():
+                with monitor.pause("validation"):
                     one_pass = open_batches(held_out, layout=batches.layout, shuffle=False, num_epochs=1)
                     validation_loss = validate(
                         validate_fn, state.params, one_pass, validation_batches, mesh, interruption
@@ -329,11 +366,13 @@ def train(
                     monitor.validation(step, validation_loss, is_best=validation_loss == best)
             if step % checkpoint_period == 0 or last or validation_loss is not None:
                 monitor.drain()
-                with monitor.pause():
+                with monitor.pause("checkpoint"):
                     checkpoints.save(step, state.as_tree(), stored_position(step, best), validation_loss)
         monitor.drain()
         if interruption.requested:
-            checkpoints.save(step, state.as_tree(), stored_position(step, best))
+            with monitor.pause("checkpoint"):
+                checkpoints.save(step, state.as_tree(), stored_position(step, best))
+        phases.begin("checkpoint")  # what is left is to wait for saves in flight
     if interruption.requested and step < total_steps:
         announce(f"saved step {step} in {model_dir}; run the same command to resume.")
         raise SystemExit(interruption.exit_status)
@@ -416,7 +455,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses flags and gin, and calls `train`. Returns the exit status: 2 for bad input, 1 for a bad loss."""
-    started = time.perf_counter()
+    started = time.time()
     quiet.libraries()
     flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
     configurable = gin.external_configurable(train, "train", module="inranker_jax")
@@ -427,8 +466,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         configuration.parse_gin(flags.gin_file, bindings, flags.gin_search_paths, macros)
         distributed.join(flags.coordinator_address, flags.process_count, flags.process_index)
         compilation_cache.enable()
-        configurable()
-        announce(f"took {cost(time.perf_counter() - started)}")
+        configurable(started=started)
+        announce(f"took {cost(time.time() - started)}")
     except (InputError, NonFiniteLossError) as error:
         announce(f"error: {configuration.message_of(error)}")
         distributed.leave(status := 2 if isinstance(error, InputError) else 1)

@@ -1,0 +1,78 @@
+"""What a run uses: floating-point work against the devices' peak, and memory at its highest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from inranker_jax import hardware
+
+Flops = Callable[[np.ndarray], float]
+
+
+def sequence_lengths(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Tokens of every sequence of a padded or packed batch on the host (see `data.Batch`).
+
+    Args:
+      batch: `tokens` `[..., length]` with 0 for padding, or `segment_ids` `[..., length]`, whose sequences are told
+        apart by ids from 1 on.
+
+    Returns:
+      int64 `[sequences]`, in no particular order.
+
+    >>> sequence_lengths({"tokens": np.array([[7, 7, 0], [0, 0, 0]])}).tolist()
+    [2]
+    >>> sequence_lengths({"tokens": np.ones((1, 4)), "segment_ids": np.array([[1, 1, 2, 0]])}).tolist()
+    [2, 1]
+    """
+    ids = batch.get("segment_ids")
+    if ids is None:
+        lengths = np.count_nonzero(batch["tokens"], axis=-1).ravel()
+        return lengths[lengths > 0]
+    rows = ids.reshape(-1, ids.shape[-1])
+    rows = rows[rows[:, 0] > 0]  # rows are filled from their beginning
+    if not rows.size:
+        return np.zeros(0, np.int64)
+    width = int(rows.max()) + 1
+    counts = np.bincount((rows + width * np.arange(len(rows))[:, None]).ravel(), minlength=width * len(rows))
+    counts = counts.reshape(len(rows), width)[:, 1:]
+    return counts[counts > 0]
+
+
+def flops_per_token(batch: Mapping[str, np.ndarray], flops: Flops) -> float:
+    """Work of a token that is not padding, on average over this process's part of a batch.
+
+    Args:
+      batch: as for `sequence_lengths`.
+      flops: operations for sequences of these lengths.
+
+    Returns:
+      Operations a token; times the useful tokens of all processes, the work of the step. That is exact in one process;
+      in several, each takes its own sequences for typical of all.
+    """
+    lengths = sequence_lengths(batch)
+    return flops(lengths) / float(lengths.sum()) if lengths.size else 0.0
+
+
+def peak_flops(devices: Iterable[Any], dtype: str) -> float | None:
+    """FLOP/s of matrix products that all of `devices` can do together, as published; None where one is unknown.
+
+    Args:
+      devices: of JAX.
+      dtype: of the operands, "float32" or "bfloat16".
+    """
+    chips = [hardware.chip_of(device.device_kind) for device in devices]
+    if not chips or any(chip is None or dtype not in chip.peak_flops for chip in chips):
+        return None
+    return sum(chip.peak_flops[dtype] for chip in chips if chip is not None)
+
+
+def device_peak_bytes() -> int | None:
+    """Most memory in use so far on any device of this process; None where its platform does not say (CPU)."""
+    import jax
+
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
+    return max(peaks, default=None)
