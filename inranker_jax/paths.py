@@ -19,6 +19,7 @@ import time
 from typing import IO, Any, cast
 
 from inranker_jax.errors import InputError, did_you_mean
+from inranker_jax.progress import announce
 
 PathType = str | os.PathLike[str]
 
@@ -280,15 +281,15 @@ class Mirror:
     def push(self) -> None:
         """Starts uploading what changed, unless it did so within the last `seconds` or still does.
 
-        Raises:
-          OSError: the upload before this one failed.
+        An upload that failed costs a line: the next one begins where it ended.
         """
         if self._thread is None or time.monotonic() - self._last < self._seconds:
             return
         if self._pending is not None:
             if not self._pending.done():
                 return
-            self._pending.result()
+            if (error := self._pending.exception()) is not None:
+                announce(f"{self._place}: not uploaded ({error}); trying again.")
         self._last = time.monotonic()
         self._pending = self._thread.submit(self._upload)
 

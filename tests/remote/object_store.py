@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 import threading
 import urllib.parse
 from collections.abc import Callable
@@ -57,8 +58,7 @@ class ObjectStore:
         class Handler(_Handler):
             objects = store
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
@@ -163,6 +163,15 @@ def _check(found: StoredObject | None, query: dict[str, str]) -> None:
         raise StatusError(412, "ifGenerationMatch does not hold")
     if "ifGenerationNotMatch" in query and int(query["ifGenerationNotMatch"]) == generation:
         raise StatusError(304)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed leave broken connections, which is no error of the store."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
