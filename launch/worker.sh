@@ -177,7 +177,10 @@ stop() {
 
 main() {
   case ${1-} in
-    install | start | supervise | stop) "$@" ;;
+    install) install "$2" "$3" ;;
+    start) start "${@:2}" ;;
+    supervise) supervise "${@:2}" ;;
+    stop) stop "$2" ;;
     wait) wait_for_end "$2" ;;
     log) show_log "${@:2}" ;;
     *) fail 2 "worker.sh is run by tpu_pod.sh; see its --help." ;;
