@@ -176,9 +176,9 @@ def product_flops(instruction: Instruction, computation: Computation) -> float:
     is not padding, since products with batch axes become windows with dilation.
     """
     if instruction.opcode == "dot":
-        left = computation[instruction.operands[0]].outputs[0]
+        first = computation[instruction.operands[0]].outputs[0]
         axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-        summed = [left.dims[int(axis)] for axis in axes[1].split(",") if axis] if axes else []
+        summed = [first.dims[int(axis)] for axis in axes[1].split(",") if axis] if axes else []
         return 2.0 * math.prod(instruction.outputs[0].dims) * math.prod(summed)
     if instruction.opcode != "convolution":
         return 0.0
@@ -247,13 +247,29 @@ def group_of(attributes: str, devices: int) -> tuple[int, ...]:
         if ranged[3]:
             numbers = numbers.transpose([int(axis) for axis in ranged[3].split(",")])
         return tuple(numbers.reshape(shape).reshape(shape[0], -1)[0].tolist())
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\(([^{]*)\))?\s*\{([^}]*)\}", attributes
+    )
     if mesh:
-        return _mesh_group(mesh[1], mesh[2])
+        places = _mesh_group(mesh[1], mesh[3])
+        order = _device_order(mesh[2])
+        return places if order is None else tuple(sorted(order[place] for place in places))
     pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
     if pairs:
         return (int(pairs[1]), int(pairs[2]))
     return tuple(range(devices))
+
+
+def _device_order(text: str | None) -> list[int] | None:
+    """Partitions in the order of a mesh: a reshaped range `[2,4]T(1,0)`, or a list; None where they ascend."""
+    if not text:
+        return None
+    ranged = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if ranged is None:
+        return [int(number) for number in text.split(",")]
+    shape = tuple(map(int, ranged[1].split(",")))
+    axes = tuple(map(int, ranged[2].split(","))) if ranged[2] else range(len(shape))
+    return [int(number) for number in np.arange(math.prod(shape)).reshape(shape).transpose(axes).ravel()]
 
 
 def _mesh_group(axes: str, chosen: str) -> tuple[int, ...]:

@@ -136,7 +136,7 @@ def prove(program: Program, topology: Topology) -> Proof:
         seconds = time.perf_counter() - started
         return Proof(program, topology, False, None, _used(str(error)), None, {}, None, seconds)
     seconds = time.perf_counter() - started
-    found = costs.of(hlo.parse(compiled.as_text()), program.mesh.devices.size, program.trips)
+    found = costs.of(hlo.parse(compiled.as_text() or ""), program.mesh.devices.size, program.trips)
     capacity = None if topology.chip is None else topology.chip.program_bytes
     memory = _memory(compiled, capacity)
     return Proof(
