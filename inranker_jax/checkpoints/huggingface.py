@@ -84,12 +84,12 @@ def load(
     tokenizer = Tokenizer.from_pretrained(folder) if has_tokenizer else None
     contract = preset_for_model(source)
     if (folder / CONTRACT).is_file():
-        contract = ScoringContract.from_dict(_read_json(folder / CONTRACT))
+        contract = ScoringContract.from_dict(read_json(folder / CONTRACT))
     return LoadedModel(config, params, tokenizer, contract, source)
 
 
 def _read_config(path: pathlib.Path) -> T5Config:
-    values = _read_json(path)
+    values = read_json(path)
     try:
         return T5Config.from_hf_dict(values)
     except InputError as error:
@@ -132,12 +132,12 @@ def save(
     check_params(config, params)
     with replaced_folder(folder, _is_export_file) as new:
         settings = config.to_hf_dict() | {"dtype": dtype, "torch_dtype": dtype}
-        _write_json(new / CONFIG, settings)
+        write_json(new / CONFIG, settings)
         _write_weights(new, config, params, dtype, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(new)
         if contract is not None:
-            _write_json(new / CONTRACT, contract.to_dict())
+            write_json(new / CONTRACT, contract.to_dict())
 
 
 class Tensors:
@@ -243,7 +243,7 @@ def _open_weights(folder: pathlib.Path) -> Iterator[Tensors]:
         place = folder / INDEX
         if not place.is_file():
             raise _no_weights(folder)
-        weight_map = _read_json(place).get("weight_map")
+        weight_map = read_json(place).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError.at(
                 place, None, "it has no weight_map", "tensor names and the file of each", _AGAIN
@@ -364,7 +364,7 @@ def _write_weights(
         weight_map.update(dict.fromkeys(tensors, file))
     if len(shards) > 1:
         total = sum(flat[path].size * itemsize for path in sources)
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _shards(sizes: Mapping[str, int], limit: float) -> list[list[str]]:
@@ -388,7 +388,8 @@ def _is_export_file(name: str) -> bool:
     return name in _EXPORT_FILES or bool(_SHARD.fullmatch(name))
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file; an InputError where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -402,5 +403,6 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _write_json(path: pathlib.Path, value: Mapping[str, Any] | Iterable[Any]) -> None:
+def write_json(path: pathlib.Path, value: Mapping[str, Any] | Iterable[Any]) -> None:
+    """Writes a JSON file as people like to read it."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
