@@ -8,25 +8,29 @@
 The output folder gets `results.json` and a folder for each dataset with TREC runs, per-query values and its
 own `result.json`. Run the same command again to go on after an interruption: finished datasets are read back,
 and in an unfinished one the queries already scored are kept.
+
+Several processes or hosts share the model's work, through an output folder that all of them see: on Cloud TPU, Slurm,
+Open MPI and GKE the same command on every host is enough; elsewhere add `--coordinator_address=HOST:PORT`,
+`--process_count` and `--process_index` (the last two alone: independent processes, whenever they run). Process 0
+writes the results, which do not depend on the number of processes. The model must fit the devices of one process.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from inranker_jax import configuration
+from inranker_jax import configuration, distributed
 from inranker_jax.configuration import gin
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.evaluation import pipeline
 from inranker_jax.evaluation.reports import CQADUPSTACK, DatasetSummary, Report, write_json
 from inranker_jax.flags import Parser, commas
 from inranker_jax.interruption import Interruption
+from inranker_jax.labeling.processes import ALONE, PeerStopped, Processes
 from inranker_jax.manifest import versions
 from inranker_jax.progress import announce
 
@@ -42,25 +46,33 @@ CONFIGURABLES = (
 )
 
 
-def evaluate(flags: argparse.Namespace, settings: pipeline.Settings) -> Report:
-    """Evaluates the datasets that the flags name, and writes `results.json` after each of them.
+def evaluate(flags: argparse.Namespace, settings: pipeline.Settings, processes: Processes = ALONE) -> Report:
+    """Evaluates the datasets that the flags name; process 0 writes `results.json` after each of them.
+
+    Returns:
+      The report; without datasets in other processes than process 0.
 
     Raises:
       InputError: a bad flag, file or model.
+      KeyboardInterrupt: a signal arrived; what was finished is kept. The argument is the exit status.
+      PeerStopped: another process of the JAX program has stopped.
     """
-    names = find_datasets(Path(flags.beir_dir), flags.datasets)
-    runs = _files_of("--runs", flags.runs, names)
-    qrels = _files_of("--qrels", flags.qrels, names)
-    model = None if flags.bm25_only else gin.get_configurable("evaluation.load_reranker")(flags.checkpoint)
     summaries: list[DatasetSummary] = []
-    with Interruption() as interruption:
-
+    with Interruption() as interruption, processes.ending_together(announce, interruption):
+        # A signal is only noted when it arrives, and looked at between groups of queries: Python drops an exception
+        # that a handler raises inside a garbage collection callback, and JAX has one, so a Ctrl-C that raised at once
+        # would sometimes do nothing.
         def check() -> None:
             if interruption.requested:
                 raise KeyboardInterrupt(interruption.exit_status)
 
-        if model is not None:
-            model = _between_calls(model, check)
+        names = find_datasets(Path(flags.beir_dir), flags.datasets)
+        runs = _files_of("--runs", flags.runs, names)
+        qrels = _files_of("--qrels", flags.qrels, names)
+        model = None if flags.bm25_only else _load_model(flags.checkpoint, processes)
+        if model is None and not processes.is_first:
+            announce("without a model, process 0 does all of the work")
+            names = []
         for position, name in enumerate(names, start=1):
             check()
             announce(f"[{position}/{len(names)}] {name}")
@@ -73,31 +85,32 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings) -> Report:
                 run_file=runs.get(name),
                 qrels_file=qrels.get(name),
                 announce=announce,
+                check=check,
+                processes=processes,
             )
+            if summary is None:
+                continue
             summaries.append(summary)
-            report = Report(tuple(summaries))
-            results = report.to_dict(
+            results = Report(tuple(summaries)).to_dict(
                 complete=position == len(names),
                 command=sys.argv,
                 checkpoint=None if flags.bm25_only else flags.checkpoint,
                 versions=versions(),
             )
             write_json(Path(flags.output_dir, "results.json"), results)
-    return report
+    return Report(tuple(summaries))
 
 
-def _between_calls(model: pipeline.Model, check: Callable[[], None]) -> pipeline.Model:
-    """A model that calls `check` before it scores.
+def _load_model(checkpoint: str, processes: Processes) -> pipeline.Model:
+    """The model on this process's own devices, a mesh that gin binds included."""
+    with contextlib.ExitStack() as stack:
+        if processes.joined:
+            import jax
 
-    A signal is only noted when it arrives: Python drops an exception that a handler raises inside a garbage
-    collection callback, and JAX has one, so a Ctrl-C that raised at once would sometimes do nothing.
-    """
+            from inranker_jax.partitioning import using_devices
 
-    def score_pairs(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        check()
-        return model.score_pairs(pairs)
-
-    return dataclasses.replace(model, score_pairs=score_pairs)
+            stack.enter_context(using_devices(jax.local_devices()))
+        return gin.get_configurable("evaluation.load_reranker")(checkpoint)
 
 
 def find_datasets(beir_dir: Path, names: Sequence[str]) -> list[str]:
@@ -188,6 +201,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add(
         "--depth", type=int, help="candidates of each query that the model scores (evaluation.Settings.depth)"
     )
+    distributed.add_flags(parser)
     flags = parser.parse(rest)
     if bool(flags.checkpoint) == flags.bm25_only:
         raise InputError(
@@ -210,15 +224,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         configuration.parse_gin(
             flags.gin_file or ["gin/eval_beir.gin"], bindings, flags.gin_search_paths, names=CONFIGURABLES
         )
-        report = evaluate(flags, gin.get_configurable("evaluation.Settings")())
+        settings = gin.get_configurable("evaluation.Settings")()
+        processes = Processes.join(flags)
+        report = evaluate(flags, settings, processes)
     except InputError as error:
         announce(f"error: {configuration.message_of(error)}")
         return 2
     except KeyboardInterrupt as interrupt:
         announce("interrupted: what was finished is kept; run the same command to go on.")
         return interrupt.args[0] if interrupt.args else 130
-    print(report.table())
-    announce(f"Runs, per-query values and results.json are in {flags.output_dir}")
+    except PeerStopped as stopped:
+        announce(str(stopped))
+        return stopped.status
+    if processes.is_first:
+        print(report.table())
+        announce(f"Runs, per-query values and results.json are in {flags.output_dir}")
+    else:
+        announce("the share of this process is done; process 0 has the results")
     return 0
 
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from benchmarks.process_group import Ended, Group
 from inranker_jax.checkpoints import huggingface
 from inranker_jax.corpora.label_folder import LISTS, LabelFolder
 from inranker_jax.labeling.job import Settings
 from inranker_jax.models import T5Config, init_params
 from inranker_jax.prompts import Tokenizer, preset
 from tests.labeling.small_mixture import write_mixture
-from tests.processes import Ended, Group
 from tests.tiny_vocabulary import write_spiece
 
 pytest.importorskip("pyarrow")

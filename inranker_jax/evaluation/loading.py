@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +83,14 @@ def load_reranker(
         "parameters": _digest(loaded.params),
     }
     fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    return Model(reranker.score_pairs, {"checkpoint": checkpoint, **decides, "fingerprint": fingerprint})
+
+    def score_groups(groups: Iterable[Sequence[tuple[str, str]]]) -> Generator[np.ndarray, Any, None]:
+        # A group is laid out by itself, and tokenised while the one before it is computed.
+        for logits in reranker.logits_of_chunks(groups):
+            yield reranker.contract.scores(logits)
+
+    identity = {"checkpoint": checkpoint, **decides, "fingerprint": fingerprint}
+    return Model(reranker.score_pairs, identity, score_groups)
 
 
 def _digest(params: Any) -> str:

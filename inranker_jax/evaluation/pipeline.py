@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -12,84 +11,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inranker_jax import records
 from inranker_jax.corpora.beir import BeirCollection
-from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.evaluation import measures as measuring
+from inranker_jax.evaluation.candidates import without_identical
 from inranker_jax.evaluation.reports import CollectionReport, DatasetSummary
 from inranker_jax.evaluation.reranking import (
     Collection,
     Progress,
-    ScoreMemory,
+    ScoreGroups,
     ScorePairs,
-    check_candidates,
+    one_by_one,
     rerank,
 )
+from inranker_jax.evaluation.settings import Settings
+from inranker_jax.evaluation.shared_work import RESULT, UNFINISHED, SharedWork
+from inranker_jax.labeling.processes import ALONE, Processes
 from inranker_jax.manifest import versions
 from inranker_jax.records import PathType, Run
 
 Announce = Callable[[str], None]
 MODEL = "model"
-_UNFINISHED = "unfinished.jsonl"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How datasets are evaluated.
-
-    Attributes:
-      depth: how many candidates of each query the model scores.
-      candidates: how many documents BM25 retrieves for each query (at least `depth` are retrieved).
-      language: of BM25's stemmer and stop words, one of `retrieval.LANGUAGES`.
-      k1: BM25's term frequency saturation.
-      b: BM25's length normalisation.
-      judged_only: rank the judged documents of each query only, for collections whose pool is reranked.
-      split: which judgments, `qrels/<split>.tsv`.
-      measures: trec_eval's names; see `evaluation.measures.evaluate`.
-      gain: "linear" (trec_eval) or "exponential".
-      drop_identical_ids: drop documents whose id is their query's id, as BEIR does.
-      pairs_per_call: how many pairs the model gets at once; after each such call the scores are on disk.
-      overrides: dataset name -> other values of these settings for it.
-    """
-
-    depth: int = 1000
-    candidates: int = 1000
-    language: str = "english"
-    k1: float = 0.9
-    b: float = 0.4
-    judged_only: bool = False
-    split: str = "test"
-    measures: Sequence[str] = measuring.DEFAULT_MEASURES
-    gain: str = "linear"
-    drop_identical_ids: bool = True
-    pairs_per_call: int = 2048
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def for_dataset(self, name: str) -> Settings:
-        """The settings of one dataset; overrides of "cqadupstack" hold for "cqadupstack/android" too.
-
-        Raises:
-          InputError: an override names a setting that does not exist.
-        """
-        names = [item.name for item in dataclasses.fields(self) if item.name != "overrides"]
-        changes: dict[str, Any] = {}
-        for key in (name.split("/")[0], name):
-            for setting, value in self.overrides.get(key, {}).items():
-                if setting not in names:
-                    raise InputError(
-                        f"settings of dataset {key!r}: there is no setting {setting!r}."
-                        f"{did_you_mean(setting, names)} Settings: {', '.join(names)}."
-                    )
-                changes[setting] = value
-        return dataclasses.replace(self, overrides={}, **changes)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A scorer, and what decides its scores (for provenance, and to know when a result still holds)."""
+    """A scorer, and what decides its scores (for provenance, and to know when a result still holds).
+
+    Attributes:
+      score_pairs: scores of a list of pairs.
+      identity: what decides them; its "fingerprint", if it has one, stands for the rest.
+      score_groups: the same for a stream of lists, for devices that should not wait for text between two of them.
+    """
 
     score_pairs: ScorePairs
     identity: dict[str, Any] = field(default_factory=dict)
+    score_groups: ScoreGroups | None = None
+
+    @property
+    def groups(self) -> ScoreGroups:
+        """`score_groups`, or `score_pairs` of one list after another."""
+        return self.score_groups or one_by_one(self.score_pairs)
 
 
 def evaluate_systems(
@@ -103,7 +64,6 @@ def evaluate_systems(
     drop_identical_ids: bool = True,
     split: str = "test",
     announce: Announce | None = None,
-    memories: Mapping[str, ScoreMemory] | None = None,
     pairs_per_call: int = 2048,
 ) -> CollectionReport:
     """Measures systems on one collection.
@@ -119,7 +79,6 @@ def evaluate_systems(
       drop_identical_ids: drop documents whose id is their query's id, as BEIR does.
       split: named in the report.
       announce: prints progress lines of scorers; None is silent.
-      memories: system -> where its finished queries are kept.
       pairs_per_call: how many pairs a scorer gets at once.
 
     Returns:
@@ -129,24 +88,17 @@ def evaluate_systems(
       InputError: an unknown measure, a run that names unknown documents, scores that are not finite.
     """
     if drop_identical_ids:
-        candidates = _without_identical(candidates)
+        candidates = without_identical(candidates)
     runs: dict[str, Run] = {}
     for name, system in systems.items():
         if callable(system):
             progress = Progress(f"{collection.name} {name}", announce) if announce else None
-            memory = (memories or {}).get(name)
             runs[name] = rerank(
-                candidates,
-                collection,
-                system,
-                depth,
-                pairs_per_call=pairs_per_call,
-                memory=memory,
-                progress=progress,
+                candidates, collection, system, depth, pairs_per_call=pairs_per_call, progress=progress
             )
         else:
             judged = {query: dict(scores) for query, scores in system.items() if query in collection.qrels}
-            runs[name] = _without_identical(judged) if drop_identical_ids else judged
+            runs[name] = without_identical(judged) if drop_identical_ids else judged
     per_query = {
         name: measuring.evaluate(
             run, collection.qrels, measures, gain, drop_identical_ids=drop_identical_ids
@@ -172,47 +124,71 @@ def evaluate_dataset(
     run_file: PathType | None = None,
     qrels_file: PathType | None = None,
     announce: Announce = print,
-) -> DatasetSummary:
+    check: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
+) -> DatasetSummary | None:
     """Evaluates candidates, and a model on them, on one BEIR folder, and writes the result to `output_dir`.
 
-    A dataset that is finished there with the same settings, data and model is read back, not computed again.
+    A dataset that is finished there with the same settings, data and model is read back, not computed again. Several
+    processes score groups of its queries, each its own; process 0 waits for the others and writes the result, which
+    does not depend on how many there are.
 
     Args:
       name: the dataset's name in reports and overrides.
       folder: its BEIR folder.
-      output_dir: the dataset's own folder: `<system>.trec`, `per_query.tsv`, `result.json`.
+      output_dir: the dataset's own folder, shared by the processes: `<system>.trec`, `per_query.tsv`, `result.json`.
       settings: the command's settings; the dataset's overrides are applied here.
       model: the reranker, or None for the candidates alone.
       run_file: a TREC run with the candidates, in place of BM25.
       qrels_file: judgments in place of `qrels/<split>.tsv`.
       announce: prints a line.
+      check: called now and then, at least after each group of queries; raises to stop.
+      processes: this process among those that share the work.
 
     Returns:
-      The summary. Its systems are "bm25" (or "candidates", from a run file) and "model".
+      The summary; None in other processes than process 0, when their share is done. Its systems are "bm25" (or
+      "candidates", from a run file) and "model".
 
     Raises:
       InputError: bad settings, files or scores; nothing that was finished before is lost.
+      PeerStopped: another process of the JAX program has stopped.
     """
     settings = settings.for_dataset(name)
     measuring.evaluate({}, {}, settings.measures, settings.gain)  # a misspelt measure costs no hour
     target = Path(output_dir)
-    fingerprint = _fingerprint(folder, settings, model, run_file, qrels_file)
-    finished = _finished(target / "result.json", fingerprint)
+    work = SharedWork(
+        target, _fingerprint(folder, settings, model, run_file, qrels_file), announce, check, processes
+    )
+    finished = work.finished()
     if finished is not None:
         announce(f"{name}: finished in {target}, not computed again")
-        return finished
-    if (target / "result.json").is_file():
+        return finished if processes.is_first else None
+    if processes.is_first and (target / RESULT).is_file():
         announce(f"{name}: {target} holds a result with other settings, which this one replaces")
-        for stale in [*target.glob("*.trec"), target / "result.json"]:
-            stale.unlink()
+        (target / RESULT).unlink()
+        for stale in target.glob("*.trec"):
+            if not stale.match(f"{UNFINISHED}*"):
+                stale.unlink()
     collection = BeirCollection.load(folder, settings.split, name=name, qrels_file=qrels_file)
-    first, candidates = _candidates(collection, settings, run_file)
+    first, candidates = work.candidates(collection, settings, run_file)
+    reranked = None if model is None else work.rerank(collection, candidates, settings, model.groups)
+    if not processes.is_first:
+        return None
     notes = _notes(collection, candidates, settings)
     for note in notes:
         announce(f"{name}: {note}")
-    report = _run_systems(collection, {first: candidates}, settings, model, target, fingerprint, announce)
+    report = evaluate_systems(
+        collection,
+        candidates,
+        {first: candidates} | ({MODEL: reranked} if reranked is not None else {}),
+        settings.depth,
+        settings.measures,
+        gain=settings.gain,
+        drop_identical_ids=settings.drop_identical_ids,
+        split=settings.split,
+    )
     provenance: dict[str, Any] = {
-        "fingerprint": fingerprint,
+        "fingerprint": work.fingerprint,
         "settings": {**dataclasses.asdict(settings), "measures": list(settings.measures)},
         "candidates": str(run_file) if run_file is not None else "bm25s lucene",
         "qrels": str(qrels_file) if qrels_file is not None else f"qrels/{settings.split}.tsv",
@@ -224,79 +200,11 @@ def evaluate_dataset(
     del provenance["settings"]["overrides"]  # applied, and empty by now
     summary = dataclasses.replace(report.summary, provenance=provenance, notes=notes)
     dataclasses.replace(report, summary=summary).write(target)
-    (target / _UNFINISHED).unlink(missing_ok=True)
+    work.remove()
     return summary
 
 
 # ---------------------------------------------------------------------------------------------- parts
-
-
-def _candidates(collection: BeirCollection, settings: Settings, run_file: PathType | None) -> tuple[str, Run]:
-    if run_file is not None:
-        run = records.read_run(run_file)
-        check_candidates(run, collection, str(run_file))
-        run = {query: scores for query, scores in run.items() if query in collection.qrels}
-        if not run:
-            raise InputError.at(
-                run_file,
-                None,
-                f"no query of this run is judged in {collection.name!r}",
-                "a run over its queries",
-            )
-        if settings.judged_only:
-            run = {q: {d: s for d, s in run[q].items() if d in collection.qrels[q]} for q in run}
-        return "candidates", _without_identical(run) if settings.drop_identical_ids else run
-    from inranker_jax.retrieval import BM25Index
-
-    index = BM25Index.build(collection.documents.values(), settings.language, settings.k1, settings.b)
-    count = max(settings.candidates, settings.depth)
-    among = collection.qrels if settings.judged_only else None
-    # One more than needed, because a query may find itself and that is dropped.
-    run = index.search(collection.judged_queries.values(), count + 1, among)
-    if settings.drop_identical_ids:
-        run = _without_identical(run)
-    return "bm25", {query: dict(list(scores.items())[:count]) for query, scores in run.items()}
-
-
-def _run_systems(
-    collection: BeirCollection,
-    candidates: dict[str, Run],
-    settings: Settings,
-    model: Model | None,
-    target: Path,
-    fingerprint: str,
-    announce: Announce,
-) -> CollectionReport:
-    systems: dict[str, Run | ScorePairs] = {**candidates}
-    with contextlib.ExitStack() as stack:
-        memories: dict[str, ScoreMemory] = {}
-        if model is not None:
-            systems[MODEL] = model.score_pairs
-            memory = ScoreMemory(target / _UNFINISHED, fingerprint)
-            stack.callback(memory.close)
-            memories[MODEL] = memory
-            if len(memory):
-                announce(f"{collection.name}: going on after {len(memory)} queries")
-        return evaluate_systems(
-            collection,
-            next(iter(candidates.values())),
-            systems,
-            settings.depth,
-            settings.measures,
-            gain=settings.gain,
-            drop_identical_ids=settings.drop_identical_ids,
-            split=settings.split,
-            announce=announce,
-            memories=memories,
-            pairs_per_call=settings.pairs_per_call,
-        )
-
-
-def _without_identical(run: Run) -> Run:
-    return {
-        query: {document: score for document, score in scores.items() if document != query}
-        for query, scores in run.items()
-    }
 
 
 def _notes(collection: BeirCollection, candidates: Run, settings: Settings) -> tuple[str, ...]:
@@ -345,15 +253,3 @@ def _fingerprint(
         "model": model.identity.get("fingerprint", model.identity) if model is not None else None,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _finished(path: Path, fingerprint: str) -> DatasetSummary | None:
-    if not path.is_file():
-        return None
-    try:
-        summary = DatasetSummary.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError.at(
-            path, None, f"not a result of this program ({error})", remedy="Delete it"
-        ) from error
-    return summary if summary.provenance.get("fingerprint") == fingerprint else None

@@ -7,21 +7,24 @@ recall at cuts beyond the depth stays that of the candidates.
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from inranker_jax.errors import InputError
+from inranker_jax.evaluation.score_memory import ScoreMemory
 from inranker_jax.progress import clock
 from inranker_jax.records import Document, Qrels, Query, Run, ranking
 
 # Gives one score a (query, document) pair, in their order; any number of pairs.
 ScorePairs = Callable[[Sequence[tuple[str, str]]], np.ndarray]
+# Gives an array of scores for each group of pairs, in order. A group's scores must not depend on the others; the next
+# may be asked for before the scores of the one before it are there, so that no device waits for text.
+ScoreGroups = Callable[[Iterable[Sequence[tuple[str, str]]]], Generator[np.ndarray, Any, None]]
 
 
 class Collection(Protocol):
@@ -55,6 +58,11 @@ def check_candidates(run: Mapping[str, Mapping[str, float]], collection: Collect
                 )
 
 
+def one_by_one(score_pairs: ScorePairs) -> ScoreGroups:
+    """Scores groups with a function of pairs; a group is asked for when the one before it is scored."""
+    return lambda groups: (score_pairs(group) for group in groups)
+
+
 def rerank(
     run: Mapping[str, Mapping[str, float]],
     collection: Collection,
@@ -83,41 +91,121 @@ def rerank(
     Raises:
       InputError: an unknown query or document, or a score that is not finite.
     """
-    if depth < 1:
-        raise InputError(f"the reranking depth must be at least 1; got {depth}.")
-    check_candidates(run, collection, "candidates")
-    orders = {query: ranking(scores) for query, scores in run.items() if query in collection.qrels}
-    scored: dict[str, dict[str, float]] = {query: {} for query, order in orders.items() if not order}
-    for query, order in orders.items():
-        known = memory.get(query) if memory is not None else None
-        if known is not None and known.keys() == set(order[:depth]):
-            scored[query] = known
-    todo = [query for query in orders if query not in scored]
-    if progress is not None:
-        progress.start(sum(len(orders[query][:depth]) for query in todo))
-    for group in _groups(todo, orders, depth, pairs_per_call):
-        keys = [(query, document) for query in group for document in orders[query][:depth]]
-        texts = [(collection.queries[q].text, collection.documents[d].contents) for q, d in keys]
-        values = _checked(np.asarray(score_pairs(texts)), keys)
-        for query in group:
-            scored[query] = {}
-        for (query, document), value in zip(keys, values.tolist(), strict=True):
-            scored[query][document] = value
-        if memory is not None:
-            memory.add({query: scored[query] for query in group})
+    work = Reranking(run, collection, depth, pairs_per_call, memory)
+    work.score(one_by_one(score_pairs), progress=progress)
+    return work.result()
+
+
+class Reranking:
+    """A reranking, cut into groups of queries that any process can score at any time.
+
+    The groups follow from the candidates alone. A group is scored whole and by itself, so that its scores do not
+    depend, to the bit, on what was finished before or on how many processes there are.
+
+    Attributes:
+      groups: the groups, each a list of query ids.
+    """
+
+    def __init__(
+        self,
+        run: Mapping[str, Mapping[str, float]],
+        collection: Collection,
+        depth: int = 1000,
+        pairs_per_call: int = 2048,
+        memory: ScoreMemory | None = None,
+    ) -> None:
+        """Cuts the groups; for the arguments and errors see `rerank`."""
+        if depth < 1:
+            raise InputError(f"the reranking depth must be at least 1; got {depth}.")
+        check_candidates(run, collection, "candidates")
+        self._collection, self._depth, self._memory = collection, depth, memory
+        self._orders = {query: ranking(scores) for query, scores in run.items() if query in collection.qrels}
+        self._scored: dict[str, dict[str, float]] = {}
+        self.groups = list(_groups(self._orders, depth, pairs_per_call))
+
+    def unfinished(self, among: Iterable[int] | None = None) -> list[int]:
+        """Numbers of the groups still to be scored, by any process; of all, or of some."""
+        if self._memory is not None:
+            self._memory.refresh()
+        numbers = range(len(self.groups)) if among is None else among
+        return [number for number in numbers if any(self._known(q) is None for q in self.groups[number])]
+
+    def _known(self, query: str) -> dict[str, float] | None:
+        known = (self._scored if self._memory is None else self._memory).get(query)
+        return (
+            known if known is not None and known.keys() == set(self._orders[query][: self._depth]) else None
+        )
+
+    def score(
+        self,
+        score_groups: ScoreGroups,
+        share: tuple[int, int] = (0, 1),
+        *,
+        progress: Progress | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Scores the unfinished groups of this process.
+
+        Args:
+          score_groups: the model.
+          share: (index, count) of this process; group i belongs to process i mod count.
+          progress: tells how far it is.
+          check: called after each group, when its scores are on disk; raises to stop.
+
+        Raises:
+          InputError: a score that is not finite.
+        """
+        index, count = share
+        todo = [number for number in self.unfinished() if number % count == index]
+        under_way: deque[list[tuple[str, str]]] = deque()
+
+        def texts() -> Iterator[list[tuple[str, str]]]:
+            queries, documents = self._collection.queries, self._collection.documents
+            for number in todo:
+                keys = [(query, document) for query in self.groups[number] for document in self._head(query)]
+                under_way.append(keys)
+                yield [(queries[query].text, documents[document].contents) for query, document in keys]
+
         if progress is not None:
-            progress.advance(len(keys))
-    return {query: _append(scored[query], order[depth:]) for query, order in orders.items()}
+            progress.start(sum(len(self._head(query)) for number in todo for query in self.groups[number]))
+        with contextlib.closing(score_groups(texts())) as parts:
+            for values in parts:
+                keys = under_way.popleft()
+                self._keep(keys, _checked(np.asarray(values), keys))
+                if progress is not None:
+                    progress.advance(len(keys))
+                check()
+        if under_way:
+            raise RuntimeError(f"the model gave no scores for {len(under_way)} groups of queries")
+
+    def _head(self, query: str) -> list[str]:
+        return self._orders[query][: self._depth]
+
+    def _keep(self, keys: Sequence[tuple[str, str]], values: np.ndarray) -> None:
+        scores: dict[str, dict[str, float]] = {}
+        for (query, document), value in zip(keys, values.tolist(), strict=True):
+            scores.setdefault(query, {})[document] = value
+        if self._memory is not None:
+            self._memory.add(scores)
+        else:
+            self._scored.update(scores)
+
+    def result(self) -> Run:
+        """All queries reranked; see `rerank`. Every group must be finished."""
+        return {
+            query: _append(self._known(query) or {}, order[self._depth :])
+            for query, order in self._orders.items()
+        }
 
 
-def _groups(
-    queries: list[str], orders: Mapping[str, list[str]], depth: int, size: int
-) -> Iterator[list[str]]:
+def _groups(orders: Mapping[str, list[str]], depth: int, size: int) -> Iterator[list[str]]:
     group: list[str] = []
     pairs = 0
-    for query in queries:
+    for query, order in orders.items():
+        if not order:
+            continue
         group.append(query)
-        pairs += len(orders[query][:depth])
+        pairs += len(order[:depth])
         if pairs >= size:
             yield group
             group, pairs = [], 0
@@ -184,70 +272,3 @@ class Progress:
         rate = self._done / max(now - self._began, 1e-9)
         left = f"{clock((self._total - self._done) / rate)} left" if self._done < self._total else "done"
         self._announce(f"{self._name}: {self._done}/{self._total} pairs  {rate:.1f} pairs/s  {left}")
-
-
-class ScoreMemory:
-    """Finished queries of one reranking, in a file that grows by a line a query.
-
-    A file of other settings (another `fingerprint`) is started anew; an unfinished last line, left by a kill
-    in the middle of a write, is dropped and that query scored again.
-
-    Args:
-      path: the file; folders are made.
-      fingerprint: whatever decides the scores, as one string.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._known, whole = _remembered(self._path, fingerprint)
-        self._file: BinaryIO = open(self._path, "r+b" if whole else "wb")  # noqa: SIM115 - closed by `close`
-        self._file.truncate(whole)
-        self._file.seek(whole)
-        if not whole:
-            self._append_row({"fingerprint": fingerprint})
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, query: str) -> dict[str, float] | None:
-        """Scores of a finished query, or None."""
-        return self._known.get(query)
-
-    def add(self, scores: Mapping[str, Mapping[str, float]]) -> None:
-        """Keeps finished queries; they are on disk when this returns."""
-        for query, documents in scores.items():
-            self._known[query] = dict(documents)
-            self._append_row({"query": query, "scores": self._known[query]})
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _append_row(self, row: object) -> None:
-        self._file.write(json.dumps(row).encode() + b"\n")
-
-    def close(self) -> None:
-        """Closes the file and leaves it for the next time."""
-        self._file.close()
-
-
-def _remembered(path: Path, fingerprint: str) -> tuple[dict[str, dict[str, float]], int]:
-    """Finished queries in the file, and how many of its bytes are whole lines (0: start anew)."""
-    if not path.is_file():
-        return {}, 0
-    known: dict[str, dict[str, float]] = {}
-    whole = 0
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines):
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if number == 0:
-                if row != {"fingerprint": fingerprint}:
-                    return {}, 0
-            elif isinstance(row, dict) and row.keys() == {"query", "scores"}:
-                known[row["query"]] = row["scores"]
-            else:
-                break
-            whole += len(line)
-    return known, whole

@@ -20,7 +20,7 @@ from inranker_jax import distributed
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
 
-_FIRST_SECONDS, _SHOW_SECONDS = 5.0, 30.0
+_FIRST_SECONDS, _SHOW_SECONDS = 2.0, 30.0
 _LONGEST_PAUSE = 1.0
 # Network file systems show a file of another host after at most a minute, with their usual settings.
 _GRACE_SECONDS = 120.0

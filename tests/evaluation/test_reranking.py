@@ -10,7 +10,8 @@ import pytest
 from inranker_jax import records
 from inranker_jax.errors import InputError
 from inranker_jax.evaluation import measures
-from inranker_jax.evaluation.reranking import Progress, ScoreMemory, check_candidates, rerank
+from inranker_jax.evaluation.reranking import Progress, check_candidates, rerank
+from inranker_jax.evaluation.score_memory import ScoreMemory
 from tests.evaluation.tiny_collection import QRELS, collection, overlap
 
 RUN = {
