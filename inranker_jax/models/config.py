@@ -32,10 +32,13 @@ class Compute:
         `jax_default_matmul_precision`, which on GPU and TPU may mean fewer bits than on CPU.
       remat: what the backward pass recomputes in each layer: "none" keeps every activation, "dots" keeps the
         results of the weight products, "full" keeps nothing but the layer's input.
+      scan: whether layers are one loop in the program instead of written out one after another. The compiler then
+        needs a fraction of the time where there are many, for a copy of the layers' parameters.
     """
 
     dtype: str = "float32"
     remat: str = "none"
+    scan: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("Compute.dtype", self.dtype, ("float32", "bfloat16"))

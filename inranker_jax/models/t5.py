@@ -53,7 +53,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: T5Config, compute: Compute, *, rngs: nnx.Rngs) -> None:
         self.num_layers = config.num_layers
         self.rate = config.dropout_rate
-        self.remat = compute.remat
+        self.compute = compute
         self.relpos_bias = RelativePositionBias(config, rngs=rngs)
         for i in range(config.num_layers):
             setattr(self, f"layers_{i}", EncoderLayer(config, compute, rngs=rngs))
@@ -63,9 +63,12 @@ class Encoder(nnx.Module):
         """Embedded tokens [n, length, embed], `mask` as for `Attention.full` -> [n, length, embed]."""
         bias = self.relpos_bias(x.shape[1])
         x = _divide_batch(dropout(x, self.rate, part(seeds, 0)))
-        for i in range(self.num_layers):
-            layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            x = _divide_batch(layer(x, bias, mask, part(seeds, 2 + 4 * i, 4)))
+
+        def step(layer: EncoderLayer, x: jax.Array, seeds: jax.Array | None) -> jax.Array:
+            return _divide_batch(layer(x, bias, mask, seeds))
+
+        layers = [getattr(self, f"layers_{i}") for i in range(self.num_layers)]
+        x = _through(layers, step, x, part(seeds, 2, 4 * self.num_layers), self.compute)
         return dropout(self.encoder_norm(x), self.rate, part(seeds, 1))
 
 
@@ -75,7 +78,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: T5Config, compute: Compute, *, rngs: nnx.Rngs) -> None:
         self.num_layers = config.num_decoder_layers
         self.rate = config.dropout_rate
-        self.remat = compute.remat
+        self.compute = compute
         # Without a second position it never matters; it is kept so that a checkpoint survives a round trip.
         self.relpos_bias = RelativePositionBias(config, rngs=rngs)
         for i in range(config.num_decoder_layers):
@@ -97,9 +100,14 @@ class Decoder(nnx.Module):
         shape = (1, 1) if seeds is None else mask.shape[:2]
         x = jnp.broadcast_to(x, (*shape, *x.shape))
         x = _divide_batch(dropout(x, self.rate, part(seeds, 0)))
-        for i in range(self.num_layers):
-            layer = _rematerialised(getattr(self, f"layers_{i}"), self.remat)
-            x = layer(x, encoded, mask, part(seeds, 2 + 6 * i, 6))
+
+        def step(layer: DecoderLayer, x: jax.Array, seeds: jax.Array | None) -> jax.Array:
+            return layer(x, encoded, mask, seeds)
+
+        # The first layer may change the shape of the state; all others keep it.
+        layers = [getattr(self, f"layers_{i}") for i in range(self.num_layers)]
+        x = _through(layers[:1], step, x, part(seeds, 2, 6), self.compute)
+        x = _through(layers[1:], step, x, part(seeds, 8, 6 * len(layers[1:])), self.compute)
         return dropout(self.decoder_norm(x), self.rate, part(seeds, 1))
 
 
@@ -272,11 +280,37 @@ def _untouched(config: T5Config, compute: Compute) -> T5CrossEncoder:
     return T5CrossEncoder(config, compute=compute, rngs=rngs)
 
 
-def _rematerialised(layer: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:
+def _through(
+    layers: list[Any],
+    step: Callable[[Any, jax.Array, jax.Array | None], jax.Array],
+    x: jax.Array,
+    seeds: jax.Array | None,
+    compute: Compute,
+) -> jax.Array:
+    """`x` after `step(layer, x, its seeds)` of all layers, written out or as a loop."""
+    if not layers:
+        return x
+    by_layer = None if seeds is None else seeds.reshape(len(layers), -1, *seeds.shape[1:])
+    if not compute.scan or len(layers) == 1:
+        for i, layer in enumerate(layers):
+            one = _rematerialised(functools.partial(step, layer), compute.remat)
+            x = one(x, part(by_layer, i))
+        return x
+    graph, _ = nnx.split(layers[0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.split(layer)[1] for layer in layers))
+
+    def body(x: jax.Array, inputs: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
+        params, own_seeds = inputs
+        return step(nnx.merge(graph, params), x, own_seeds), None
+
+    return jax.lax.scan(_rematerialised(body, compute.remat), x, (stacked, by_layer))[0]
+
+
+def _rematerialised(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
     if remat == "none":
-        return layer
+        return function
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(lambda *args: layer(*args), policy=policy)
+    return jax.checkpoint(function, policy=policy)
 
 
 def _divide_batch(x: jax.Array) -> jax.Array:

@@ -161,6 +161,26 @@ def test_rematerialisation_changes_no_gradient(remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, theirs)
 
 
+@pytest.mark.parametrize(("remat", "dropout"), [("none", True), ("full", True), ("dots", False)])
+def test_layers_in_a_loop_give_the_same_values_and_gradients(remat, dropout):
+    config = config_of("v1.0", **{**SHALLOW, "num_layers": 3, "num_decoder_layers": 3})
+    params = init_params(config, 0)
+    tokens = ragged_tokens(3, 11, config.vocab_size)
+    key = jax.random.key(3) if dropout else None
+    written_out, looped = (
+        jax.jit(
+            jax.value_and_grad(
+                functools.partial(our_loss, config, compute=Compute(remat=remat, scan=scan), dropout_key=key)
+            )
+        )
+        for scan in (False, True)
+    )
+    program = str(looped.trace(params, tokens).jaxpr)
+    assert len(program) < 0.8 * len(str(written_out.trace(params, tokens).jaxpr))
+    ours, theirs = looped(params, tokens), written_out(params, tokens)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, theirs)
+
+
 @pytest.mark.parametrize("variant", ["v1.0", "v1.1"])
 def test_bfloat16_stays_close_and_multiplies_in_bfloat16(variant):
     config = config_of(variant, **SHALLOW)
