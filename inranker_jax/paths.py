@@ -151,6 +151,25 @@ def write(path: PathType, content: str | bytes) -> None:
         raise
 
 
+def create(path: PathType, content: str | bytes) -> bool:
+    """Writes a remote file unless there is one, whoever else tries at the same time.
+
+    Returns:
+      Whether it was written; if not, another writer was first.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    files, inside = _file_system(path)
+    try:
+        files.pipe_file(inside, data, mode="create")
+    except Exception:
+        # The stores' answers to a precondition that does not hold have no common class.
+        if not files.exists(inside):
+            raise
+        # A request that was sent again, after its answer was lost, finds what itself has written.
+        return bool(files.cat_file(inside) == data)
+    return True
+
+
 def upload(local: PathType, remote: PathType, marker: str | None = None) -> None:
     """Copies a local file, or all files of a folder, to a remote path, each of them whole.
 
@@ -191,6 +210,30 @@ def names_below(path: PathType) -> list[str]:
         return sorted(name[len(inside) :].lstrip("/") for name in files.find(inside))
     root = pathlib.Path(path)
     return sorted(found.relative_to(root).as_posix() for found in root.rglob("*") if found.is_file())
+
+
+def size(path: PathType) -> int:
+    """Bytes of a file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    if not is_remote(path):
+        return os.stat(path).st_size
+    files, inside = _file_system(path)
+    return int(files.info(inside)["size"])
+
+
+def version(path: PathType) -> str:
+    """A text that changes when a file does: the store's number of the write, or a local file's time; "" for none."""
+    try:
+        if not is_remote(path):
+            return str(os.stat(path).st_mtime_ns)
+        files, inside = _file_system(path)
+        info = files.info(inside)
+    except OSError:
+        return ""
+    return "" if info["type"] == "directory" else _version(info)
 
 
 # ------------------------------------------------------------------------------------------ copies on this machine
@@ -247,13 +290,16 @@ def local_copy(path: PathType) -> pathlib.Path:
 
 def _listing(files: Any, inside: str) -> dict[str, tuple[int, str]]:
     """Size and version of every object below a path, by the rest of its name; "" is the path itself."""
-    found = {}
-    for name, info in files.find(inside, detail=True).items():
-        version = (
-            info.get("generation") or info.get("ETag") or info.get("etag") or info.get("LastModified") or ""
-        )
-        found[name[len(inside) :].lstrip("/")] = (int(info["size"]), str(version))
-    return found
+    found = files.find(inside, detail=True)
+    return {
+        name[len(inside) :].lstrip("/"): (int(info["size"]), _version(info)) for name, info in found.items()
+    }
+
+
+def _version(info: dict[str, Any]) -> str:
+    return str(
+        info.get("generation") or info.get("ETag") or info.get("etag") or info.get("LastModified") or ""
+    )
 
 
 class Mirror:

@@ -17,12 +17,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from inranker_jax import paths
 from inranker_jax.corpora import label_store
 from inranker_jax.corpora.label_store import KEY_BYTES, LabelStore, LabelTable
 from inranker_jax.corpora.malformed import MalformedReport
@@ -71,7 +71,7 @@ class ListsWriter:
         """
         self.counts: dict[str, Any] = {}
         self.queries = self.pairs = 0
-        self._path = Path(folder) / LISTS
+        self._path = paths.of(folder) / LISTS
         self._settings = label_store.canonical_json(settings)
         self._atomic = label_store.atomic_path(self._path)
         self._digest = hashlib.sha256()
@@ -151,9 +151,13 @@ class Lists:
           InputError: there is no such file, it is torn, or it was not written by this package.
         """
         parquet, arrow = label_store.import_parquet()
-        self.path = Path(folder) / LISTS
+        self.path = paths.of(folder) / LISTS
         try:
-            self._metadata = parquet.read_metadata(self.path)
+            if not self.path.is_file():
+                raise FileNotFoundError(self.path)
+            # It is read in many pieces and several times: a remote one from a copy.
+            self._local = paths.local_copy(self.path)
+            self._metadata = parquet.read_metadata(self._local)
             extra = {key.decode(): value.decode() for key, value in (self._metadata.metadata or {}).items()}
             self.counts: dict[str, Any] = json.loads(extra["counts"])
             self.settings: dict[str, Any] = json.loads(extra["settings"])
@@ -182,7 +186,7 @@ class Lists:
         parquet, arrow = label_store.import_parquet()
         stop = self.num_pairs if stop is None else min(stop, self.num_pairs)
         begin = 0
-        with parquet.ParquetFile(self.path, page_checksum_verification=True) as file:
+        with parquet.ParquetFile(self._local, page_checksum_verification=True) as file:
             for group in range(self._metadata.num_row_groups):
                 count = self._metadata.row_group(group).num_rows
                 first, last = max(start, begin), min(stop, begin + count)
@@ -209,7 +213,7 @@ class Lists:
         keys = np.zeros((self.num_pairs, KEY_BYTES), np.uint8)
         parquet, _ = label_store.import_parquet()
         begin = 0
-        with parquet.ParquetFile(self.path) as file:
+        with parquet.ParquetFile(self._local) as file:
             for batch in file.iter_batches(columns=["key"]):
                 part = label_store.as_keys(batch.column(0))
                 keys[begin : begin + len(part)] = part
@@ -241,7 +245,7 @@ class LabelFolder:
         Raises:
           InputError: it is no label folder, or one of another format.
         """
-        self.path = Path(folder)
+        self.path = paths.of(folder)
         self.lists = Lists(folder)
         place = self.path / INFO
         try:
@@ -400,13 +404,13 @@ class LabelFolder:
 
     def _resolve(self, path: str) -> str:
         """Paths inside the folder are kept relative to it, so that it can be moved; others are absolute."""
-        parts = [part if "://" in part else str(self.path / part) for part in path.split(",")]
+        parts = [part if paths.is_remote(part) else str(self.path / part) for part in path.split(",")]
         return ",".join(parts)
 
 
 @functools.lru_cache(maxsize=2)
 def _load(store: str, key: str, parts: tuple[str, ...], lists: str, fingerprint: str) -> LabelTable:
-    wanted = np.unique(label_store.as_strings(Lists(Path(lists).parent).keys()))
+    wanted = np.unique(label_store.as_strings(Lists(paths.of(lists).parent).keys()))
     return LabelStore(store).load(key, only=wanted, parts=parts)
 
 

@@ -9,17 +9,20 @@ or the folder that asks for it, and nothing is scored twice.
 
 Parquet, because labels are columns: typed, compressed, with a checksum per page, and opened as they are by
 pandas, Polars, DuckDB, Spark and Hugging Face `datasets`. Its footer is written last, so a torn file is
-recognised; a part appears with one atomic rename, whole or not at all, and is never changed after that.
+recognised; a part appears with one atomic rename, whole or not at all, and is never changed after that. In an object
+store (`gs://`, `s3://`) a part is one object, which appears when its upload ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,8 +30,9 @@ from typing import Any
 
 import numpy as np
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError
-from inranker_jax.records import PathType
+from inranker_jax.paths import PathType
 
 KEY_BYTES = 16
 _PART = re.compile(r"part-[0-9a-zA-Z]+-[0-9]+")
@@ -133,18 +137,11 @@ class LabelStore:
     """A folder of labels, shared by any number of teachers, jobs and label folders."""
 
     def __init__(self, path: PathType) -> None:
-        """Points at a store; nothing is read or made before it is needed.
+        """Points at a store, here or remote; nothing is read or made before it is needed."""
+        self.path = paths.of(path)
+        self._rows: dict[tuple[str, str], int] = {}
 
-        Raises:
-          InputError: the path is remote, where a part could not appear with one rename.
-        """
-        if "://" in os.fspath(path):
-            raise InputError(
-                f"{path}: expected a local or mounted folder for the label store. Copy it there when it is done."
-            )
-        self.path = Path(path)
-
-    def folder(self, key: str) -> Path:
+    def folder(self, key: str) -> Any:
         """The folder of a teacher."""
         return self.path / "teachers" / key
 
@@ -178,7 +175,6 @@ class LabelStore:
         key = teacher_key(identity)
         path = self.folder(key) / "teacher.json"
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
             value = {"key": key, "identity": dict(identity), "provenance": dict(provenance)}
             write_json(path, value)
         return key
@@ -187,15 +183,23 @@ class LabelStore:
         """Names of a teacher's whole parts, sorted; a torn file is no part."""
         return [name for name in self.part_names(key) if self.part_rows(key, name) is not None]
 
-    def torn(self, key: str) -> list[Path]:
+    def torn(self, key: str) -> list[Any]:
         """Files that should be parts of a teacher but cannot be read (cut short by a full or broken disk)."""
         return [self._part(key, name) for name in self.part_names(key) if self.part_rows(key, name) is None]
 
     def part_rows(self, key: str, name: str) -> int | None:
         """Number of labels in a part, from its footer; None where there is no such part or it is torn."""
         parquet, arrow = import_parquet()
+        path = self._part(key, name)
+        if (key, name) in self._rows:
+            return self._rows[key, name]
         try:
-            return int(parquet.read_metadata(self._part(key, name)).num_rows)
+            if paths.is_remote(path):
+                # Neither the object nor, therefore, the answer will change.
+                with paths.open_file(path, "rb") as file:
+                    self._rows[key, name] = int(parquet.read_metadata(file).num_rows)
+                return self._rows[key, name]
+            return int(parquet.read_metadata(path).num_rows)
         except (FileNotFoundError, arrow.ArrowException):
             return None
         except OSError as error:
@@ -203,7 +207,7 @@ class LabelStore:
                 raise
             return None  # pyarrow's own: a footer that is no footer
 
-    def write_part(self, key: str, name: str, keys: np.ndarray, logits: np.ndarray) -> Path:
+    def write_part(self, key: str, name: str, keys: np.ndarray, logits: np.ndarray) -> Any:
         """Writes a part, which appears whole or not at all; an older one of that name is replaced.
 
         Args:
@@ -262,7 +266,8 @@ class LabelStore:
         parquet, arrow = import_parquet()
         path = self._part(key, name)
         try:
-            table = parquet.read_table(path, page_checksum_verification=True)
+            source = io.BytesIO(path.read_bytes()) if paths.is_remote(path) else path
+            table = parquet.read_table(source, page_checksum_verification=True)
             logits = np.stack([table["false_logit"].to_numpy(), table["true_logit"].to_numpy()], axis=-1)
             return as_keys(table["key"]), logits.astype(np.float32).reshape(-1, 2)
         except (OSError, KeyError, arrow.ArrowException) as error:
@@ -306,7 +311,7 @@ class LabelStore:
         names = (path.stem for path in self.folder(key).glob("part-*.parquet"))
         return sorted(name for name in names if _PART.fullmatch(name))
 
-    def _part(self, key: str, name: str) -> Path:
+    def _part(self, key: str, name: str) -> Any:
         return self.folder(key) / f"{name}.parquet"
 
 
@@ -383,8 +388,16 @@ def import_parquet() -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to; afterwards it is on disk under `path`, by a rename."""
+def atomic_path(path: Any) -> Iterator[Path]:
+    """Gives a temporary path beside `path` to write to; afterwards it is on disk under `path`, by a rename.
+
+    What is written to a remote `path` is uploaded from a temporary file of this machine.
+    """
+    if paths.is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="inranker_jax.") as here:
+            yield Path(here, path.name)
+            paths.upload(Path(here, path.name), path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
@@ -411,13 +424,14 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def clear_temporaries(*folders: Path) -> None:
+def clear_temporaries(*folders: Any) -> None:
     """Removes what killed processes left of `atomic_path` in folders; what a live one is writing stays.
 
     A process of this machine is asked for by its id. Those of others cannot be: their files are removed when
     nothing was written to them for half a day.
     """
-    for path in (path for folder in folders for path in folder.glob(".*.tmp")):
+    here = (folder for folder in folders if not paths.is_remote(folder))  # a store has none
+    for path in (path for folder in here for path in folder.glob(".*.tmp")):
         found = _TEMPORARY.fullmatch(path.name)
         if not found:
             continue
@@ -453,7 +467,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Any, value: Any) -> None:
     """Writes indented JSON that appears whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

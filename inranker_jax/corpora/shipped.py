@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError, did_you_mean
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "collections"
@@ -12,9 +13,13 @@ FOLDER = pathlib.Path(__file__).resolve().parents[1] / "collections"
 def find_shipped(name: str) -> str:
     """A path as given where it exists, else below the shipped collections (`python_docs/vocabulary`).
 
+    Of a remote path the copy on this machine.
+
     Raises:
       InputError: it is in neither place.
     """
+    if paths.is_remote(name):
+        return str(paths.local_copy(name))
     if pathlib.Path(name).exists():
         return name
     if (FOLDER / name).exists():

@@ -11,7 +11,7 @@ from typing import Any
 
 import seqio
 
-from inranker_jax import corpora
+from inranker_jax import corpora, paths
 from inranker_jax.corpora import label_folder
 from inranker_jax.data import sources, tasks
 from inranker_jax.errors import InputError
@@ -46,22 +46,20 @@ class LabelFolderReader:
 
     def _open(self) -> tuple[_KeepsTexts, dict[str, Any]]:
         folder = _now(self.folder)
-        if not os.path.isfile(os.path.join(folder, label_folder.LISTS)):
+        place = paths.absolute(folder)
+        if not (place / label_folder.LISTS).is_file():
             error = InputError.at(
                 folder, None, f"it has no {label_folder.LISTS}", "a label folder",
                 f"Make it with `python -m inranker_jax.label ... --output_dir={folder}`",
             )  # fmt: skip
             raise sources.MissingDataError(folder, str(error))
-        stamps = tuple(
-            os.stat(path).st_mtime_ns if os.path.exists(path) else 0
-            for path in (os.path.join(folder, name) for name in (label_folder.LISTS, label_folder.INFO))
-        )
+        stamps = tuple(paths.version(place / name) for name in (label_folder.LISTS, label_folder.INFO))
         arguments = {
             "teacher": self.teacher,
             "queries": None if self.queries is None else _now(self.queries),
             "documents": None if self.documents is None else _now(self.documents),
         }
-        return _open_folder(os.path.abspath(folder), stamps), arguments
+        return _open_folder(os.fspath(place), stamps), arguments
 
     def __call__(self) -> Iterator[LabelledPair]:
         """All pairs, in list order."""
@@ -142,7 +140,7 @@ class _KeepsTexts(label_folder.LabelFolder):
 
 # Few at a time: a mixture reads its tasks one after another, and texts may be large.
 @functools.lru_cache(maxsize=2)
-def _open_folder(folder: str, stamps: tuple[int, ...]) -> _KeepsTexts:
+def _open_folder(folder: str, stamps: tuple[str, ...]) -> _KeepsTexts:
     del stamps  # a changed folder is another one
     return _KeepsTexts(folder)
 

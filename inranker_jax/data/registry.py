@@ -20,6 +20,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from inranker_jax import paths
 from inranker_jax.data import division, sources
 from inranker_jax.data import rates as mixture_rates
 from inranker_jax.data.batches import DEFAULT_LENGTHS, BatchStream
@@ -238,20 +239,23 @@ def _source_files(task: seqio.Task, split: str, use_cached: bool) -> list[list[A
         return None  # SeqIO cannot open an empty split of its cache
     source = task._get_cached_source(split) if use_cached else task.source
     if isinstance(source, sources.LabelledPairs):
-        paths = source.source_files(split)
+        names = source.source_files(split)
     elif isinstance(source, seqio.FileDataSource):
-        paths = list(source.list_shards(split))
+        names = list(source.list_shards(split))
     elif isinstance(source, seqio.TfdsDataSource):
         # The lazy loader's name and folder need not exist; its builder's files do.
         info = source.tfds_dataset.info
-        paths = [str(path) for path in info.splits[source.tfds_dataset._map_split(split)].filepaths]
+        names = [str(path) for path in info.splits[source.tfds_dataset._map_split(split)].filepaths]
     else:
         return None
     described: list[list[Any]] = []
-    for path in paths:
+    for path in names:
         try:
+            if paths.is_remote(path) and isinstance(source, sources.LabelledPairs):  # not read by TensorFlow
+                described.append([path, paths.size(path), paths.version(path)])
+                continue
             status = tf.io.gfile.stat(os.path.abspath(path) if "://" not in path else path)
-        except tf.errors.OpError:
+        except (FileNotFoundError, tf.errors.OpError):
             return None  # reading will say so, with the words of the reader
         described.append([path, status.length, status.mtime_nsec])
     return described or None

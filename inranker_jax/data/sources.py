@@ -15,6 +15,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from inranker_jax import paths
 from inranker_jax.data import features
 from inranker_jax.data.shares import query_share
 from inranker_jax.errors import InputError
@@ -201,7 +202,9 @@ class LabelledPairs(seqio.DataSource):
         found: list[str] = []
         for declared in self._files() if callable(self._files) else self._files:
             path = os.fspath(declared)
-            if os.path.isdir(path):
+            if paths.is_remote(path) and paths.of(path).is_dir():
+                found += [f"{path.rstrip('/')}/{name}" for name in paths.names_below(path) if "/" not in name]
+            elif os.path.isdir(path):
                 found += sorted(entry.path for entry in os.scandir(path) if entry.is_file())
             else:
                 found.append(path)
@@ -312,11 +315,14 @@ class LabelledPairs(seqio.DataSource):
         return tf.data.Dataset.from_generator(generate, output_signature=features.SIGNATURE)
 
 
-def _stamps(paths: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Path, size and time of local files; a path that is not a local file stands for itself."""
-    found = []
-    for path in paths:
+def _stamps(files: Iterable[str]) -> list[tuple[str, int, int | str]]:
+    """Path, size and time (remote: version) of files; a path that is no file stands for itself."""
+    found: list[tuple[str, int, int | str]] = []
+    for path in files:
         try:
+            if paths.is_remote(path):
+                found.append((path, paths.size(path), paths.version(path)))
+                continue
             status = os.stat(path)
         except OSError:
             found.append((path, -1, -1))

@@ -222,8 +222,3 @@ def test_names_of_teachers() -> None:
 def test_an_empty_table() -> None:
     table = LabelTable(np.zeros((0, 16), np.uint8), np.zeros((0, 2), np.float32))
     assert table.lookup(some_keys(2))[0].tolist() == [False, False]
-
-
-def test_remote_stores_are_refused() -> None:
-    with pytest.raises(InputError, match="local or mounted"):
-        LabelStore("gs://bucket/store")
