@@ -15,7 +15,7 @@
 #   --name=N [INRANKER_NAME]   the job's name; cancel takes it from the flag only
 #   --nodes=N (default 1)  --gpus_per_node=G (default 8)
 #   --tasks=node|gpu   one process a node with all its GPUs (default), or one a GPU
-#   --time=LIMIT  --partition=P  --account=A  --qos=Q  --cpus_per_task=C  [SLURM's own defaults]
+#   --time=LIMIT  --partition=P  --account=A  --qos=Q  --cpus_per_task=C  (Slurm's own defaults)
 #   --sbatch_arg=ARG   another line of #SBATCH, such as --sbatch_arg=--constraint=h100; may be repeated
 #   --venv=DIR         virtual environment that is activated first
 #   --prologue=LINE    line of shell before the command, such as --prologue='module load cuda'; may be repeated
@@ -87,7 +87,7 @@ script() {
   printf '#!/usr/bin/env bash\n'
   directives
   printf 'set -uo pipefail\n'
-  printf "trap 'echo \"launch: SIGTERM; the processes are saving\"' TERM\n"
+  printf "ended=''\ntrap 'ended=1' TERM\n"
   if [[ ${FLAG[tasks]} == node ]]; then
     # JAX takes a Slurm task for one device unless it is told.
     for ((i = 1; i < FLAG[gpus_per_node]; i++)); do ids+=",$i"; done
@@ -105,6 +105,13 @@ script() {
 status=\$?
 echo "launch: the command ended with status \$status"
 case \$status in 0 | 2 | 130) exit "\$status" ;; esac
+# Before the time limit only the processes get SIGTERM. Where this shell got it too, Slurm is ending the job itself,
+# cancelled or preempted, and queues it again or not; a job that leaves first counts as failed instead.
+if [[ -n \$ended ]]; then
+  echo "launch: Slurm is ending this job"
+  sleep 600
+  exit "\$status"
+fi
 restarts=\${SLURM_RESTART_COUNT:-0}
 if ((restarts >= ${FLAG[max_restarts]})); then
   echo "launch: --max_restarts=${FLAG[max_restarts]} are used up"
@@ -128,7 +135,7 @@ prepare() {
 }
 
 # Ids and states of the jobs of that name.
-queued() { squeue --me --noheader "--name=${FLAG[name]}" "--format=%i %T"; }
+queued() { squeue "--user=$(id -un)" --noheader "--name=${FLAG[name]}" "--format=%i %T"; }
 
 submit() {
   local known file="$LOG_DIR/${FLAG[name]}.sbatch"
@@ -152,7 +159,7 @@ submit() {
 
 status() {
   need squeue "Run this on a login node of the cluster."
-  run squeue --me "--name=${FLAG[name]}"
+  run squeue "--user=$(id -un)" "--name=${FLAG[name]}"
 }
 
 logs() {
@@ -160,7 +167,7 @@ logs() {
   check_whole lines
   [[ -z ${FLAG[follow]} ]] || more=(-F)
   # shellcheck disable=SC2012 # job ids are plain numbers
-  newest=$(ls -t "$LOG_DIR/${FLAG[name]}"_[0-9]*.log 2> /dev/null | head -n 1)
+  newest=$(ls -t "$LOG_DIR/${FLAG[name]}"_[0-9]*.log 2> /dev/null | head -n 1) || true
   [[ -n $newest ]] || die "no $LOG_DIR/${FLAG[name]}_JOBID.log yet. Has the job begun? See status; or give --log_dir."
   run tail -n "${FLAG[lines]}" "${more[@]}" "$newest"
 }
@@ -168,7 +175,7 @@ logs() {
 cancel() {
   require_explicit_name cancel
   need scancel "Run this on a login node of the cluster."
-  run scancel --me "--name=${FLAG[name]}"
+  run scancel "--user=$(id -un)" "--name=${FLAG[name]}"
 }
 
 main() {
