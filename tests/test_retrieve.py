@@ -318,8 +318,6 @@ def test_a_renamed_text_file_is_another_document(tmp_path, capsys):
         (["--k1=-1"], "k1 >= 0"),
         (["--tag=my run"], "--tag='my run': expected a word without blanks"),
         (["--run=x", "--language=english"], "--language is for BM25 and does nothing with --run"),
-        (["--index=gs://bucket/index"], "expected a local folder"),
-        (["--output=gs://bucket/run"], "expected a local file"),
         (["--corpus=nowhere.tsv"], "nowhere.tsv"),
     ],
 )

@@ -24,7 +24,7 @@ from inranker_jax.retrieval.locks import alone
 from inranker_jax.retrieval.postings import Postings
 
 FORMAT = 2  # 2: `corpus_format` and `corpus_on_malformed` in the identity, and `left_out`
-_STATE = "index.json"
+STATE = "index.json"
 # The first five names are bm25s's.
 _DATA, _INDICES, _INDPTR = "data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy"
 _VOCABULARY, _PARAMETERS = "vocab.index.json", "params.index.json"
@@ -124,22 +124,22 @@ def read_state(folder: PathType) -> dict[str, Any]:
     path = Path(folder)
     if not path.is_dir():
         raise InputError.at(path, None, "no such index folder", remedy="Build the index, or check the path")
-    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (*_FILES, _STATE))
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (*_FILES, STATE))
     if strangers:
         raise InputError.at(
             path, None, f"not an index folder: it holds {strangers[0]!r}", "an empty folder or a BM25 index",
             "Choose another folder for the index",
         )  # fmt: skip
     try:
-        state: dict[str, Any] = json.loads((path / _STATE).read_text("utf-8"))
+        state: dict[str, Any] = json.loads((path / STATE).read_text("utf-8"))
         version, sizes = state["format"], {name: int(size) for name, size in state["files"].items()}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TornIndexError.at(
-            path / _STATE, None, f"the index is not whole ({type(error).__name__})", remedy="Build it again"
+            path / STATE, None, f"the index is not whole ({type(error).__name__})", remedy="Build it again"
         ) from error
     if version != FORMAT:
         raise InputError.at(
-            path / _STATE, None, f"index format {version!r}", f"format {FORMAT}",
+            path / STATE, None, f"index format {version!r}", f"format {FORMAT}",
             "Delete the folder and build the index again",
         )  # fmt: skip
     for name in _FILES:
@@ -235,8 +235,8 @@ class Writer:
             "pairs": len(postings.data),
             "files": {name: (self._part / name).stat().st_size for name in _FILES},
         }
-        self._write(_STATE, json.dumps(state, indent=1).encode("utf-8"))
-        _to_disk(self._part / _STATE)
+        self._write(STATE, json.dumps(state, indent=1).encode("utf-8"))
+        _to_disk(self._part / STATE)
         _to_disk(self._part)
         if self.folder.exists():
             shutil.rmtree(self.folder)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from inranker_jax import records
+from inranker_jax import paths, records
 from inranker_jax.corpora import Corpus, QuerySet
 from inranker_jax.errors import InputError
 from inranker_jax.flags import Stopped
@@ -58,13 +59,14 @@ def retrieve(
     Args:
       corpus: the documents.
       queries: the queries.
-      output: a local file; compressed when it ends with `.gz`.
+      output: a file, here or remote; compressed when it ends with `.gz`.
       depth: how many candidates a query gets at most.
       language: one of `retrieval.LANGUAGES`.
       k1: term frequency saturation.
       b: length normalisation.
       tag: the last column of the run.
-      index: folder to keep the index in, opened if it is there, built otherwise; None builds it in memory.
+      index: folder to keep the index in, here or remote, opened if it is there, built otherwise; None builds it in
+        memory.
       threads: how many queries are searched at a time, all processors by default. The run does not depend on it.
       stop: asked between steps.
 
@@ -117,14 +119,22 @@ def open_index(
 ) -> BM25Index:
     """Opens the index of a corpus in `folder`, or builds it there; None builds it in memory.
 
-    A folder that is not whole (a copy that broke off) is built again.
+    A folder that is not whole (a copy that broke off) is built again. As an index is mapped into memory, a remote one
+    is opened from a copy on this machine, and built here before it is uploaded.
 
     Raises:
       Stopped: `stop` said so while building.
       InputError: the folder holds an index of another corpus or other settings, or something else.
     """
-    if folder is not None and records.is_remote(folder):
-        raise InputError(f"index folder {folder}: expected a local folder (it is memory-mapped).")
+    if folder is not None and paths.is_remote(folder):
+        copy = _whole_copy(folder)
+        if copy is None:
+            with tempfile.TemporaryDirectory(prefix="inranker_jax.") as here:
+                local = os.path.join(here, "index")
+                made = open_index(corpus, local, language, k1, b, stop)
+                paths.upload(local, folder, marker=index_files.STATE)
+            return made  # its files stay mapped until it is dropped
+        folder = copy
     if folder is not None and index_files.exists(folder):
         try:
             index = BM25Index.load(folder, corpus=corpus, language=language, k1=k1, b=b)
@@ -146,6 +156,19 @@ def open_index(
     )  # fmt: skip
     progress.show(len(index.ids), always=True)
     return index
+
+
+def _whole_copy(folder: PathType) -> Path | None:
+    """A local copy of a remote index; None where there is none, or one that is not whole."""
+    if not paths.of(folder).is_dir():
+        return None
+    copy = paths.local_copy(folder)
+    try:
+        index_files.read_state(copy)
+    except index_files.TornIndexError as error:
+        announce(f"{error} Doing so now.")
+        return None
+    return copy
 
 
 def _search(
@@ -194,7 +217,7 @@ def normalise(
       run: a TREC run, the lines of one query together; `.gz` and `.zst` are decompressed.
       corpus: the documents that it may name.
       queries: the queries that it may name.
-      output: a local file; compressed when it ends with `.gz`.
+      output: a file, here or remote; compressed when it ends with `.gz`.
       depth: how many candidates are kept of each query.
       tag: the last column of the new run.
       skip_malformed: leave out bad lines and unknown ids, and say how many, instead of ending at the first.
@@ -208,7 +231,7 @@ def normalise(
       InputError: naming file and line, for what `runs.stream_run` refuses, and for ids that are unknown.
     """
     _check_token("--tag", tag)
-    if Path(output).exists() and Path(run).exists() and os.path.samefile(run, output):
+    if _same_file(run, output):
         raise InputError(f"--output={output} is the run that is read: choose another file.")
     identity = {
         "run": os.fspath(run), **queries.identity(), **corpus.identity(), "depth": depth, "tag": tag,
@@ -243,7 +266,9 @@ def _normalised(
     where: dict[str, tuple[int, int]] = {}
     lines = 0
     progress = _Progress("read", "queries")
-    with open(place.part(0), "w+b") as kept:
+    # In a local folder of parts, where a killed process leaves nothing that nobody would clear.
+    beside = None if paths.is_remote(place.path) else place.part(0).parent
+    with tempfile.TemporaryFile(prefix="part-", dir=beside) as kept:
         for entry in runs.read_queries(run, skipped):
             if stop():
                 raise Stopped
@@ -262,6 +287,12 @@ def _normalised(
                     kept.seek(offset)
                     out.write(kept.read(length).decode("utf-8"))
     return order, where, lines
+
+
+def _same_file(one: PathType, other: PathType) -> bool:
+    if paths.is_remote(one) or paths.is_remote(other):
+        return os.fspath(one) == os.fspath(other)
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def _known(

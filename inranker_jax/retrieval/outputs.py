@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from inranker_jax import records
+from inranker_jax import paths, records
 from inranker_jax.errors import InputError
 from inranker_jax.records import PathType
 from inranker_jax.retrieval.locks import alone
@@ -50,26 +48,34 @@ class RunSummary:
 class Output:
     """A run that grows: its file, the parts beside it, and `OUTPUT.json`, which tells what it is made of.
 
+    Parts are written once, each whole, so that a remote run is continued on any machine. Nothing keeps two machines
+    from making the same remote run at a time: they write the same parts.
+
     Args:
-      output: the run's file.
+      output: the run's file, here or remote.
       identity: what decides its content.
       again: make it anew even if it was made of the same.
+
+    Raises:
+      InputError: the bucket of a remote output does not exist or may not be read.
     """
 
     def __init__(self, output: PathType, identity: dict[str, Any], again: bool = False) -> None:
-        if records.is_remote(output):
-            raise InputError(f"--output={output}: expected a local file (unfinished parts grow beside it).")
-        self.path = Path(output)
+        paths.check_reachable(output)
+        self.path = paths.of(output)
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._parts = self.path.with_name(self.path.name + ".parts")
         self._state = self.path.with_name(self.path.name + ".json")
         self._again = again
 
-    def part(self, number: int) -> Path:
+    def part(self, number: int) -> Any:
+        """The file of a part."""
         return self._parts / f"part-{number:06d}.trec"
 
     def parts_done(self) -> int:
-        return next(number for number in itertools.count() if not self.part(number).exists())
+        """How many parts are there, from the first on without a gap."""
+        there = set(paths.names_below(self._parts))
+        return next(number for number in itertools.count() if self.part(number).name not in there)
 
     def finished(self) -> RunSummary | None:
         """The summary of a run that is whole and made of the same, None when there is work to do.
@@ -80,7 +86,7 @@ class Output:
         if self._parts.exists() or not self.path.exists():
             return None
         state = _read_json(self._state)
-        if not state or state.get("bytes") != self.path.stat().st_size:
+        if not state or state.get("bytes") != paths.size(self.path):
             raise InputError.at(
                 self.path, None, "there is a file already, and nothing tells that this command made it",
                 remedy="Remove it, or choose another --output",
@@ -92,11 +98,13 @@ class Output:
         return RunSummary(str(self.path), counts["queries"], counts["empty"], counts["lines"], {})
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
-        """Keeps other processes from writing this run.
+        """Keeps other processes of this machine from writing this run; of a remote one, nobody.
 
         Raises:
           InputError: on entering: one is doing so.
         """
+        if paths.is_remote(self.path):
+            return contextlib.nullcontext()
         return alone(self.path, "writing this run")
 
     def start(self) -> None:
@@ -114,7 +122,6 @@ class Output:
             return
         self.discard()
         self.finished()
-        self._parts.mkdir(parents=True)
         with records.atomic_text(note) as out:
             json.dump(wanted, out, indent=1)
 
@@ -126,15 +133,15 @@ class Output:
         """
         if not self._parts.exists():
             return
-        for entry in self._parts.iterdir():
-            if not entry.name.lstrip(".").startswith(("part-", "identity.json")):
+        for name in paths.names_below(self._parts):
+            if not name.lstrip(".").startswith(("part-", "identity.json")):
                 raise InputError.at(
-                    entry, None, "not a part of an unfinished run",
+                    self._parts / name, None, "not a part of an unfinished run",
                     remedy=f"Remove it: {self._parts} is for those, or choose another --output",
                 )  # fmt: skip
-        shutil.rmtree(self._parts)
+        paths.remove(self._parts)
 
-    def _compare(self, path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    def _compare(self, path: Any, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
         lines = [
             f"- {key}: {stored.get(key)}\n+ {key}: {wanted.get(key)}"
             for key in sorted({*stored, *wanted})
@@ -152,7 +159,7 @@ class Output:
         with records.atomic_text(self.path) as out:
             for number in range(parts_of(count)):
                 last = ""
-                with open(self.part(number), encoding="utf-8", newline="\n") as part:
+                with records.open_text(self.part(number)) as part:
                     for line in part:
                         query = line.split(" ", 1)[0]
                         found += query != last
@@ -169,7 +176,7 @@ class Output:
             "format": 1,
             "identity": self._identity,
             "counts": {"queries": summary.queries, "empty": summary.empty, "lines": summary.lines},
-            "bytes": self.path.stat().st_size,
+            "bytes": paths.size(self.path),
             "seconds_of_the_last_session": {key: round(value, 3) for key, value in summary.seconds.items()},
         }
         with records.atomic_text(self._state) as out:
@@ -181,7 +188,7 @@ def parts_of(count: int) -> int:
     return -(-count // QUERIES_PER_PART)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Any) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError, ValueError):
         value = json.loads(path.read_text("utf-8"))
         return value if isinstance(value, dict) else {}
