@@ -22,8 +22,16 @@ SIZES: dict[str, Any] = {
     "num_decoder_layers": 3,
     "num_heads": 4,
 }
-TIED = {"feed_forward_proj": "relu", "tie_word_embeddings": True, "scale_decoder_outputs": True}
-UNTIED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "scale_decoder_outputs": False}
+TIED: dict[str, Any] = {
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": True,
+    "scale_decoder_outputs": True,
+}
+UNTIED: dict[str, Any] = {
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "scale_decoder_outputs": False,
+}
 VARIANTS = {"v1.0": T5Config(**SIZES, **TIED), "v1.1": T5Config(**SIZES, **UNTIED)}
 
 
