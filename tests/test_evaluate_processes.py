@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 DATASETS = ("alpha", "beta")
 QUERIES = 21
+DEVICES = 2
 
 
 def write_collection(folder: pathlib.Path, seed: int) -> None:
@@ -57,11 +58,13 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "env", "INRANKER_JAX_HEARTBEAT_SECONDS=15", sys.executable, "-m", "inranker_jax.evaluate",
         "--gin_file=gin/eval_beir.gin", f"--checkpoint={root / 'monot5-tiny'}", f"--beir_dir={root / 'beir'}",
         f"--datasets={','.join(DATASETS)}", "--depth=10", "--gin.evaluation.Settings.pairs_per_call=30",
+        # Of this process's two devices: over those of all it would wait for collectives, and hang.
+        "--gin.evaluation.load_reranker.mesh=@partitioning.make_mesh()",
     ]  # fmt: skip
 
 
 def run(command: list[str], output: pathlib.Path, count: int) -> list[Ended]:
-    with Group([*command, f"--output_dir={output}"], count) as group:
+    with Group([*command, f"--output_dir={output}"], count, DEVICES) as group:
         return group.end()
 
 
@@ -101,8 +104,8 @@ def test_two_processes_write_the_results_of_one(
     first, second = run(command, tmp_path, 2)
     assert (first.status, second.status) == (0, 0), first.stderr + second.stderr
     assert contents(tmp_path) == expected
-    assert first.stdout.splitlines()[-1].startswith("average of 2")
-    assert second.stdout == ""
+    assert "\naverage of 2" in first.stdout
+    assert "nDCG" not in second.stdout, "one process writes the table"
     assert "[1/2] the share of this process is done; process 0 has the results" in second.stderr
     assert "70/70 pairs" in second.stderr or "90/90 pairs" in second.stderr, "a part of 210 pairs"
 
@@ -118,7 +121,7 @@ def wait_for(group: Group, index: int, marker: str) -> None:
 def test_killed_process_is_named_and_independent_processes_go_on(
     command: list[str], tmp_path: pathlib.Path, expected: dict[str, Any]
 ) -> None:
-    with Group([*command, f"--output_dir={tmp_path}"], 3) as group:
+    with Group([*command, f"--output_dir={tmp_path}"], 3, DEVICES) as group:
         wait_for(group, 1, "[1/3] [1/2] alpha")  # it has scored nothing yet
         group.kill(1)
         first, second, third = group.end()
@@ -134,8 +137,8 @@ def test_killed_process_is_named_and_independent_processes_go_on(
 
     independent = [*command, f"--output_dir={tmp_path}", "--process_count=2"]
     with (
-        Group([*independent, "--process_index=1"], 1) as one,
-        Group([*independent, "--process_index=0"], 1) as two,
+        Group([*independent, "--process_index=1"], 1, DEVICES) as one,
+        Group([*independent, "--process_index=0"], 1, DEVICES) as two,
     ):
         (zero,), (other,) = two.end(), one.end()
     assert (zero.status, other.status) == (0, 0), zero.stderr + other.stderr
@@ -146,7 +149,7 @@ def test_killed_process_is_named_and_independent_processes_go_on(
 def test_sigterm_to_one_process_stops_all_and_keeps_what_is_finished(
     command: list[str], tmp_path: pathlib.Path, expected: dict[str, Any]
 ) -> None:
-    with Group([*command, f"--output_dir={tmp_path}"], 2) as group:
+    with Group([*command, f"--output_dir={tmp_path}"], 2, DEVICES) as group:
         wait_for(group, 0, "[0/2] [1/2] alpha")
         group.processes[0].send_signal(signal.SIGTERM)
         ended = group.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from inranker_jax import records
 from inranker_jax.errors import InputError
 from inranker_jax.evaluation import measures
-from inranker_jax.evaluation.reranking import Progress, check_candidates, rerank
+from inranker_jax.evaluation.reranking import Progress, Reranking, check_candidates, one_by_one, rerank
 from inranker_jax.evaluation.score_memory import ScoreMemory
 from tests.evaluation.tiny_collection import QRELS, collection, overlap
 
@@ -160,3 +161,70 @@ def test_progress_tells_rate_and_time_left():
         "scifact model: 50/100 pairs  5.0 pairs/s  10s left",
         "scifact model: 100/100 pairs  5.0 pairs/s  done",
     ]
+
+
+def _memory(path, index=0):
+    return contextlib.closing(ScoreMemory(path, "settings", index))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_processes_score_the_same_groups_whatever_their_number(tmp_path, count):
+    run = {f"q{i % 3 + 1}": RUN["q1"] for i in range(3)}
+    alone = []
+    whole = rerank(run, collection(), _scorer(alone), 2, pairs_per_call=2)
+    calls = []
+    for index in range(count):
+        with _memory(tmp_path / "u.jsonl", index) as memory:
+            work = Reranking(run, collection(), 2, 2, memory)
+            work.score(one_by_one(_scorer(calls)), (index, count))
+            assert (work.unfinished() == []) == (index >= min(count, 3) - 1)
+    assert sorted(calls) == sorted(alone)
+    with _memory(tmp_path / "u.jsonl", 9) as memory:
+        assert Reranking(run, collection(), 2, 2, memory).result() == whole
+
+
+def test_a_group_of_which_a_part_is_known_is_scored_whole(tmp_path):
+    """Its pairs share calls: apart from each other they would get other roundings."""
+    with _memory(tmp_path / "u.jsonl") as memory:
+        rerank(RUN, collection(), _scorer(), 3, pairs_per_call=1000, memory=memory)
+    lines = (tmp_path / "u.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "u.jsonl").write_bytes(b"".join(lines[:-1]))
+    calls = []
+    with _memory(tmp_path / "u.jsonl") as memory:
+        result = rerank(RUN, collection(), _scorer(calls), 3, pairs_per_call=1000, memory=memory)
+    assert [len(call) for call in calls] == [5]
+    assert result == rerank(RUN, collection(), _scorer(), 3)
+
+
+def test_a_stream_of_groups_is_kept_group_by_group_and_closed(tmp_path):
+    """The next group is asked for before the scores of the one before it are there, as `Reranker` does."""
+    asked, closed = [], []
+
+    def score_groups(groups):
+        waiting = None
+        try:
+            for group in groups:
+                asked.append(len(group))
+                if waiting is not None:
+                    yield waiting
+                waiting = overlap(group)
+            yield waiting
+        finally:
+            closed.append(True)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with _memory(tmp_path / "u.jsonl") as memory:
+        work = Reranking(RUN, collection(), 3, 1, memory)
+        with pytest.raises(KeyboardInterrupt):
+            work.score(score_groups, check=stop)
+        assert (asked, closed, work.unfinished()) == ([3, 2], [True], [1])
+        work.score(score_groups)
+        assert asked == [3, 2, 2]
+        assert work.result() == rerank(RUN, collection(), _scorer(), 3)
+
+
+def test_a_model_that_loses_a_group_is_no_result():
+    with pytest.raises(RuntimeError, match="no scores for 1 groups"):
+        Reranking(RUN, collection(), 3, 1).score(lambda groups: (overlap(g) for g in list(groups)[:1]))
