@@ -33,6 +33,7 @@ class _Pending:
     metrics: Mapping[str, Any]
     examples: Sequence[tuple[str, Sequence[str]]]
     flops_per_token: float
+    learning_rate: Any
 
 
 class StepMonitor:
@@ -78,6 +79,7 @@ class StepMonitor:
     ) -> None:
         self._output_dir = paths.of(output_dir)
         self._total = total_steps
+        self._start = start_step
         self._log_every = max(1, log_every)
         self._schedule = schedule
         self._lag = lag
@@ -105,7 +107,10 @@ class StepMonitor:
           NonFiniteLossError: an earlier step's loss or gradient was not finite.
         """
         work = usage.flops_per_token(batch, self._training_flops) if self._training_flops else 0.0
-        self._pending.append(_Pending(step, metrics, batch.examples, work))
+        # A schedule computes on the device, behind the steps in flight: asked for now, it is there with the metrics.
+        wanted = self._schedule and self._writers and self._is_logged(step)
+        rate = self._schedule(step - 1) if wanted else None
+        self._pending.append(_Pending(step, metrics, batch.examples, work, rate))
         while len(self._pending) > self._lag:
             self._take(self._pending.popleft())
 
@@ -121,6 +126,7 @@ class StepMonitor:
     def _take(self, pending: _Pending) -> None:
         with self.phases.phase("device"):
             values = {name: float(value) for name, value in pending.metrics.items()}
+            rate = None if pending.learning_rate is None else float(pending.learning_rate)
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self._stop(pending, values)
         self.last_step = pending.step
@@ -129,12 +135,15 @@ class StepMonitor:
         if not self._first_step_done:
             # The first step's time is compilation, which would spoil every rate.
             self._first_step_done = True
-            self._log(pending.step, [values], self._seconds_of_window(), rates=False)
+            self._log(pending.step, [values], rate, rates=False)
             return
         self._window.append(values)
-        if pending.step % self._log_every == 0 or pending.step == self._total:
+        if self._is_logged(pending.step):
             window, self._window = self._window, []
-            self._log(pending.step, window, self._seconds_of_window(), rates=True)
+            self._log(pending.step, window, rate, rates=True)
+
+    def _is_logged(self, step: int) -> bool:
+        return step == self._start + 1 or step % self._log_every == 0 or step == self._total
 
     def _seconds_of_window(self) -> dict[str, float]:
         """Seconds of each phase since the last call."""
@@ -160,10 +169,11 @@ class StepMonitor:
         )
 
     def _log(
-        self, step: int, window: Sequence[Mapping[str, float]], seconds: Mapping[str, float], rates: bool
+        self, step: int, window: Sequence[Mapping[str, float]], learning_rate: float | None, rates: bool
     ) -> None:
         if not self._writers:
             return
+        seconds = self._seconds_of_window()
         sums = {name: sum(values[name] for values in window) for name in window[0]}
         scalars = {
             f"train/{name}": total / len(window)
@@ -171,8 +181,8 @@ class StepMonitor:
             if name not in (*_COUNTS, "flops")
         }
         scalars["train/useful_token_share"] = sums["useful_tokens"] / max(1.0, sums["tokens"])
-        if self._schedule is not None:
-            scalars["train/learning_rate"] = float(self._schedule(step - 1))
+        if learning_rate is not None:
+            scalars["train/learning_rate"] = learning_rate
         elapsed = sum(seconds[name] for name in TRAINING)
         if rates and elapsed > 0:
             scalars |= self._rates(sums, len(window), elapsed)
