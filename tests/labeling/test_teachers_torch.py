@@ -7,12 +7,13 @@ import json
 import pathlib
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from inranker_jax.errors import InputError
-from inranker_jax.labeling.teachers import open_teacher
+from inranker_jax.labeling.teachers import open_teacher, torch_calls
 from tests.labeling.tiny_teachers import make_pairs, write_bert
 
 torch = pytest.importorskip("torch")
@@ -308,3 +309,25 @@ def test_static_embeddings_are_left_to_the_library(tmp_path: pathlib.Path, encod
     parts = labels_of(f"bi-encoder:{tmp_path / 'static'}?scale=1", 25, 15)
     margins = np.concatenate(parts)[:, 1] * 2
     np.testing.assert_allclose(margins, cosines(tmp_path / "static"), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "expected"),
+    [
+        ({}, 8, "cuda:0"),
+        ({"SLURM_LOCALID": "5"}, 8, "cuda:5"),
+        ({"SLURM_LOCALID": "5"}, 1, "cuda:0"),  # Slurm shows each process its own only
+        ({"LOCAL_RANK": "3", "SLURM_LOCALID": "0"}, 4, "cuda:3"),
+    ],
+)
+def test_processes_of_one_host_take_different_gpus(
+    environment: dict[str, str], gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in torch_calls._LOCAL_INDEX:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cuda = types.SimpleNamespace(is_available=lambda: True, device_count=lambda: gpus)
+    torch = types.SimpleNamespace(cuda=cuda, device=str, empty=lambda size, device: None)
+    assert torch_calls.pick_device(torch, None, "t") == expected
+    assert torch_calls.pick_device(torch, "cuda:1", "t") == "cuda:1"

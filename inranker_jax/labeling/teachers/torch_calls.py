@@ -24,6 +24,8 @@ from inranker_jax.labeling.teachers.spec import TeacherSpec
 
 LENGTHS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 _ACCELERATOR_TOKENS = 32768
+# Where launchers write the number of a process on its host: torchrun, Slurm, Open MPI.
+_LOCAL_INDEX = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +76,24 @@ def plan(lengths: Sequence[int], longest: int, tokens_per_call: int | None) -> I
 
 
 def pick_device(torch: Any, name: str | None, spec: str) -> Any:
-    """The torch device of a name, by default the first CUDA device or the CPU.
+    """The torch device of a name, by default a CUDA device (of several processes on a host each its own) or the CPU.
 
     Raises:
       InputError: there is no such device.
     """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or (own_cuda(torch) if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"teacher {spec!r}: device={name!r} cannot be used ({first}).") from error
     return device
+
+
+def own_cuda(torch: Any) -> str:
+    """The CUDA device of this process among those that its launcher started on this host."""
+    local = next((os.environ[name] for name in _LOCAL_INDEX if os.environ.get(name, "").isdecimal()), "0")
+    return f"cuda:{int(local) % torch.cuda.device_count()}"
 
 
 def default_tokens(device: Any) -> int | None:
