@@ -117,6 +117,23 @@ def test_bm25_alone_needs_no_model_and_no_accelerator(beir, tmp_path, capsys):
     assert not (out / "mini" / "model.trec").exists()
 
 
+def test_without_a_model_process_0_does_all(beir, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = [
+        "--bm25_only",
+        f"--beir_dir={beir}",
+        "--datasets=mini",
+        f"--output_dir={out}",
+        "--process_count=2",
+    ]
+    status, table, message = _main(capsys, *flags, "--process_index=1")
+    assert (status, table, out.exists()) == (0, "", False)
+    assert "process 0 does all of the work" in message
+    status, table, _ = _main(capsys, *flags, "--process_index=0")
+    assert (status, table.splitlines()[1].split()[0]) == (0, "mini")
+    assert json.loads((out / "results.json").read_text())["complete"] is True
+
+
 def test_candidates_from_runs_and_other_judgments(beir, tmp_path, capsys):
     (tmp_path / "r.trec").write_text("q1 Q0 d3 1 2 t\nq1 Q0 d1 2 1 t\n")
     (tmp_path / "q.txt").write_text("q1 0 d1 1\n")
@@ -214,6 +231,7 @@ def test_a_signal_ends_the_run_after_the_call_and_keeps_its_scores(
         (["--datasets=mini", "--bm25_only", "--runs=mini=none.trec"], "--runs=mini=none.trec: no such file"),
         (["--datasets=mini", "--bm25_only", "--runs=mimi=x"], "not among --datasets (mini). Did you mean"),
         (["--datasets=mini,other", "--bm25_only", "--qrels=q.txt"], "say which: --qrels=DATASET=FILE"),
+        (["--datasets=mini", "--bm25_only", "--process_index=1"], "--process_index=1 of --process_count=1: expected"),
         (["--datasets=mini", "--bm25_only", "--depth=many"], "argument --depth: invalid int value: 'many'"),
         (["--datasets=mini", "--bm25_only", "--output_dir=gs://b/x"], "expected a local folder"),
         (["--datasets=mini", "--bm25_only", "--gin.evaluation.Settings.dept=3"], "dept"),

@@ -118,6 +118,7 @@ class SharedWork:
                 self.announce(f"{name}: going on after {len(memory)} queries")
             # Process 0 writes the result before it removes the scores: where they are gone, the result is there.
             if left and not processes.is_first and self.finished() is not None:
+                self.remove()  # candidates that this one has written since
                 return None
             work.score(
                 score_groups,

@@ -11,6 +11,8 @@ import pytest
 from inranker_jax import records
 from inranker_jax.errors import InputError
 from inranker_jax.evaluation.pipeline import Model, Settings, evaluate_dataset
+from inranker_jax.evaluation.shared_work import SharedWork
+from inranker_jax.labeling.processes import Processes
 from tests.evaluation.tiny_collection import overlap, write_beir
 
 
@@ -187,3 +189,45 @@ def test_a_query_that_finds_itself_does_not_cost_a_place(tmp_path):
     run = records.read_run(tmp_path / "out" / "bm25.trec")
     assert "q2" not in run["q2"]
     assert len(run["q2"]) == 2
+
+
+@pytest.mark.parametrize("run_file", [None, "r.trec"])
+def test_independent_processes_write_the_results_of_one(mini, tmp_path, run_file):
+    (tmp_path / "r.trec").write_text("q1 Q0 d3 1 2 t\nq1 Q0 d1 2 1 t\nq2 Q0 d6 1 1 t\nq3 Q0 d6 1 1 t\n")
+    files = {"run_file": tmp_path / run_file} if run_file else {}
+    by_query, out = Settings(pairs_per_call=1), tmp_path / "out"
+    alone = _Counting()
+    whole, _ = _evaluate(mini, tmp_path / "whole", by_query, alone.model, **files)
+    models = [_Counting() for _ in range(3)]
+    for index in (1, 2, 0, 1):  # process 0 would wait for the others; one more comes late
+        summary, _ = _evaluate(
+            mini, out, by_query, models[index].model, processes=Processes(index, 3), **files
+        )
+        assert (summary is None) == (index != 0)
+        if index == 0:
+            assert summary.systems == whole.systems
+    assert sum(model.pairs for model in models) == alone.pairs
+    assert all(model.pairs for model in models), "each has a share"
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in out.iterdir()) == names
+    for name in names:
+        if name != "result.json":
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_process_that_finds_all_taken_away_has_nothing_to_do(mini, tmp_path, monkeypatch):
+    """Process 0 has written the result between this one's look at it and its look at the scores."""
+    out, late = tmp_path / "out", _Counting()
+    _evaluate(mini, out, model=_Counting().model)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    looks = []
+    real = SharedWork.finished
+
+    def finished(self):
+        looks.append(1)
+        return real(self) if len(looks) > 1 else None
+
+    monkeypatch.setattr(SharedWork, "finished", finished)
+    summary, _ = _evaluate(mini, out, model=late.model, processes=Processes(1, 2))
+    assert (summary, late.pairs) == (None, 0)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
