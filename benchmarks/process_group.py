@@ -78,7 +78,7 @@ class Group:
         for reader in self._readers:
             reader.join()
 
-    def wait_for(self, marker: str, index: int = 0, seconds: float = 180.0) -> None:
+    def wait_for(self, marker: str, index: int = 0, seconds: float = 400.0) -> None:
         """Waits until a process has printed a line with `marker` to stdout."""
         end = time.monotonic() + seconds
         while not any(marker in line for line in self.lines[index]):
@@ -95,7 +95,7 @@ class Group:
         for index in indices:
             self.processes[index].send_signal(signal.SIGKILL)
 
-    def end(self, seconds: float = 240.0) -> list[Ended]:
+    def end(self, seconds: float = 400.0) -> list[Ended]:
         """Waits until all have ended."""
         limit = time.monotonic() + seconds
         statuses = [process.wait(max(0.1, limit - time.monotonic())) for process in self.processes]

@@ -110,8 +110,11 @@ def environment(folder):
 
 def final_state(output, step=12):
     """Every array of the last checkpoint, optimiser state and RNG included."""
+    folder = pathlib.Path(output, "checkpoints", str(step), "state").absolute()
     with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.restore(pathlib.Path(output, "checkpoints", str(step), "state").absolute())
+        leaves = reader.metadata(folder).item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), leaves)
+        tree = reader.restore(folder, restore_args=on_host)
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
