@@ -195,6 +195,8 @@ def remove(path: PathType) -> None:
     """Removes a file or a folder with all that is in it; one that is not there is no error."""
     if is_remote(path):
         files, inside = _file_system(path)
+        if "/" not in inside.strip("/"):
+            raise ValueError(f"{os.fspath(path)} is a whole bucket, which is not this function's to remove.")
         with contextlib.suppress(FileNotFoundError):
             files.rm(inside, recursive=True)
     elif os.path.isdir(path):

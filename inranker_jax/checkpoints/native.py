@@ -6,7 +6,8 @@ Layout of a run's folder:
     OUTPUT_DIR/checkpoints/STEP/     state (Orbax), position (JSON), model (JSON: T5 config and scoring contract)
 
 A step is written to a temporary folder and renamed when it is complete, so a torn one is never restored. In an object
-store, which has no rename, a step is complete when its `commit_success.txt` is there, which is written last.
+store, which has no rename, a step is complete when its `commit_success.txt` is there, which is written last (see
+`uploaded` for stores that Orbax cannot write to).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from inranker_jax import paths, quiet
+from inranker_jax.checkpoints import uploaded
 from inranker_jax.checkpoints.folders import STEPS, TOKENIZER, locate_run
 from inranker_jax.errors import InputError
 from inranker_jax.models import T5Config, t5
@@ -111,7 +113,9 @@ class Checkpointer:
         self._description = description
         if jax.process_index() == 0:
             _write_tokenizer(root / TOKENIZER, tokenizer)
-        self._manager = _manager(root / STEPS, keep_latest, keep_best)
+        steps = root / STEPS
+        self._uploaded = uploaded.UploadedSteps(steps) if uploaded.is_needed(steps) else None
+        self._manager = _manager(self._uploaded.folder if self._uploaded else steps, keep_latest, keep_best)
 
     @property
     def latest_step(self) -> int | None:
@@ -174,10 +178,14 @@ class Checkpointer:
     def wait(self) -> None:
         """Blocks until every started save is complete."""
         self._manager.wait_until_finished()
+        if self._uploaded:
+            self._uploaded.flush()
 
     def close(self) -> None:
         """Waits for saves and releases the manager."""
         self._manager.close()
+        if self._uploaded:
+            self._uploaded.close()
 
 
 def _write_tokenizer(folder: Any, tokenizer: Tokenizer) -> None:
@@ -198,6 +206,13 @@ def describe(path: str) -> tuple[ModelDescription, Tokenizer] | None:
     root = paths.absolute(path)
     if not (root / STEPS).is_dir() or not (root / TOKENIZER).is_dir():
         return None
+    if uploaded.is_needed(root):
+        stored = uploaded.newest_description(root / STEPS)
+        if stored is None:
+            return None
+        return ModelDescription.from_json(stored), Tokenizer.from_pretrained(
+            paths.local_copy(root / TOKENIZER)
+        )
     manager = _manager(root / STEPS, read_only=True)
     try:
         step = manager.latest_step()
@@ -227,7 +242,11 @@ def load_parts(path: str) -> tuple[ModelDescription, Any, Tokenizer, str]:
         raise InputError(
             f"{root / TOKENIZER} is missing. Copy the whole run's folder, not only one step of it."
         )
-    manager = _manager(root / STEPS, read_only=True)
+    steps = root / STEPS
+    if uploaded.is_needed(root):
+        step = uploaded.best_step(steps, METRIC) if step is None else step
+        steps = uploaded.fetch(steps, step)
+    manager = _manager(steps, read_only=True)
     try:
         if step is None:
             best = manager.best_step()

@@ -23,6 +23,8 @@ def test_a_file_is_written_read_listed_and_removed(store: ObjectStore) -> None:
     paths.remove("gs://bkt/run/deep")
     assert paths.names_below("gs://bkt/run/") == ["a.json"]
     assert paths.names_below("gs://bkt/none") == []
+    with pytest.raises(ValueError, match="a whole bucket"):
+        paths.remove("gs://bkt/")
 
 
 def test_local_paths_behave_alike(tmp_path: pathlib.Path) -> None:
