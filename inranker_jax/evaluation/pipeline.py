@@ -187,17 +187,13 @@ def evaluate_dataset(
         drop_identical_ids=settings.drop_identical_ids,
         split=settings.split,
     )
-    provenance: dict[str, Any] = {
+    provenance = {
         "fingerprint": work.fingerprint,
-        "settings": {**dataclasses.asdict(settings), "measures": list(settings.measures)},
         "candidates": str(run_file) if run_file is not None else "bm25s lucene",
         "qrels": str(qrels_file) if qrels_file is not None else f"qrels/{settings.split}.tsv",
         "documents": len(collection.documents),
-        "model": model.identity if model is not None else None,
-        "versions": versions(),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **_provenance(settings, model),
     }
-    del provenance["settings"]["overrides"]  # applied, and empty by now
     summary = dataclasses.replace(report.summary, provenance=provenance, notes=notes)
     dataclasses.replace(report, summary=summary).write(target)
     work.remove()
@@ -205,6 +201,17 @@ def evaluate_dataset(
 
 
 # ---------------------------------------------------------------------------------------------- parts
+
+
+def _provenance(settings: Settings, model: Model | None) -> dict[str, Any]:
+    values = {**dataclasses.asdict(settings), "measures": list(settings.measures)}
+    del values["overrides"]  # applied, and empty by now
+    return {
+        "settings": values,
+        "model": model.identity if model is not None else None,
+        "versions": versions(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _notes(collection: BeirCollection, candidates: Run, settings: Settings) -> tuple[str, ...]:
