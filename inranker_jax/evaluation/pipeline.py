@@ -163,12 +163,8 @@ def evaluate_dataset(
     if finished is not None:
         announce(f"{name}: finished in {target}, not computed again")
         return finished if processes.is_first else None
-    if processes.is_first and (target / RESULT).is_file():
-        announce(f"{name}: {target} holds a result with other settings, which this one replaces")
-        (target / RESULT).unlink()
-        for stale in target.glob("*.trec"):
-            if not stale.match(f"{UNFINISHED}*"):
-                stale.unlink()
+    if processes.is_first:
+        _clear(name, target, announce)
     collection = BeirCollection.load(folder, settings.split, name=name, qrels_file=qrels_file)
     first, candidates = work.candidates(collection, settings, run_file)
     reranked = None if model is None else work.rerank(collection, candidates, settings, model.groups)
@@ -201,6 +197,16 @@ def evaluate_dataset(
 
 
 # ---------------------------------------------------------------------------------------------- parts
+
+
+def _clear(name: str, target: Path, announce: Announce) -> None:
+    """Removes a result of other settings; what processes have written since stays."""
+    if (target / RESULT).is_file():
+        announce(f"{name}: {target} holds a result with other settings, which this one replaces")
+        (target / RESULT).unlink()
+        for stale in target.glob("*.trec"):
+            if not stale.match(f"{UNFINISHED}*"):
+                stale.unlink()
 
 
 def _provenance(settings: Settings, model: Model | None) -> dict[str, Any]:
