@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 import json
-import pathlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError
 from inranker_jax.query_generation.templates import words
 from inranker_jax.records import PathType
@@ -154,7 +155,7 @@ def read_teacher_scores(source: PathType, teacher: str | None, wanted: set[Pair]
       InputError: neither a label folder nor a run, an unknown teacher, or a malformed file.
     """
     found: dict[Pair, float] = {}
-    if pathlib.Path(source).is_dir():
+    if paths.of(source).is_dir():
         from inranker_jax.corpora.label_folder import read_labels
 
         # The texts are in the journal and the corpus: these stand-ins spare reading them again.
@@ -180,11 +181,12 @@ def check_output(source: PathType, output: PathType) -> None:
     Raises:
       InputError: `output` is the queries file of the label folder `source`.
     """
-    path = pathlib.Path(source, "labels.json")
+    path = paths.of(source) / "labels.json"
     if not path.is_file():
         return
     labelled = json.loads(path.read_text(encoding="utf-8")).get("queries", {}).get("path", "")
-    if labelled and pathlib.Path(source, labelled).resolve() == pathlib.Path(output).resolve():
+    named = paths.of(labelled if paths.is_remote(labelled) else os.path.join(source, labelled))
+    if labelled and os.path.realpath(named) == os.path.realpath(output):
         raise InputError(
             f"--output={output} holds the queries that {source} labels, and would be overwritten with fewer. Choose "
             "another --output, and name the journal of this one with --journal."

@@ -1,23 +1,25 @@
 """The journal of generated queries: one JSON object a line, appended and synced, so that no answer is paid twice.
 
 The first line says what decides the answers; every other line is an answer or a failure. A process killed while it
-writes leaves at most a torn last line, which the next one drops.
+writes leaves at most a torn last line, which the next one drops. In an object store it is a folder (`segments`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError
 from inranker_jax.query_generation.generators import Generation
+from inranker_jax.query_generation.segments import Segments
 
 _FORMAT = 1
 
@@ -72,21 +74,21 @@ class Journal:
     """An open journal, locked against other processes.
 
     Attributes:
-      path: the file.
+      path: the file, or the remote folder.
       answers: document id -> (prompt key, answer), the latest of each document.
       failed: document id -> why, of documents whose last attempt failed.
       spent: over all sessions.
     """
 
-    path: pathlib.Path
+    path: Any
     answers: dict[str, tuple[str, Generation]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
     dropped_bytes: int = 0
-    _file: BinaryIO | None = field(default=None, repr=False)
+    _file: BinaryIO | Segments | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, path: pathlib.Path, settings: dict[str, Any]) -> Journal:
+    def open(cls, path: Any, settings: dict[str, Any]) -> Journal:
         """Opens or starts a journal.
 
         Args:
@@ -97,6 +99,11 @@ class Journal:
           InputError: another process has it open, it was written with other settings (the message shows which),
             or a line other than the last is malformed.
         """
+        if paths.is_remote(path):
+            segments = Segments(path)
+            journal = cls(path, _file=segments)
+            journal._read(io.BytesIO(segments.read()), json.loads(json.dumps(settings)))
+            return journal
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+b")  # noqa: SIM115 - stays open, and holds the lock
         try:
@@ -124,8 +131,8 @@ class Journal:
     def close(self) -> None:
         """Closes the file, and with it the lock."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            file.close()
 
     def _read(self, file: BinaryIO, settings: dict[str, Any]) -> None:
         file.seek(0)
@@ -145,7 +152,7 @@ class Journal:
             else:
                 self._take(row, number)
             good += len(line)
-        self.dropped_bytes = os.fstat(file.fileno()).st_size - good
+        self.dropped_bytes = file.seek(0, os.SEEK_END) - good
         if self.dropped_bytes:
             file.truncate(good)
         file.seek(0, os.SEEK_END)
@@ -190,7 +197,7 @@ class Journal:
             self.answers[generation.document_id] = (key, generation)
 
     def add(self, answers: Sequence[tuple[str, Generation]]) -> None:
-        """Appends (prompt key, answer) lines; they are on disk when this returns."""
+        """Appends (prompt key, answer) lines; they are on disk when this returns (see `Segments` for remote ones)."""
         rows = []
         for key, generation in answers:
             row: dict[str, Any] = {
@@ -214,6 +221,8 @@ class Journal:
         assert self._file is not None, "the journal is closed"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self._file.write(text.encode("utf-8", "replace"))
+        if isinstance(self._file, Segments):
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from inranker_jax import records
 from inranker_jax.corpora import Corpus
 from inranker_jax.corpora.inpars import query_id
 from inranker_jax.errors import InputError
+from inranker_jax.paths import absolute, check_reachable, of
 from inranker_jax.progress import announce, clock
 from inranker_jax.query_generation import filters, sampling
 from inranker_jax.query_generation.budget import Budget
@@ -59,29 +59,26 @@ class Paths:
       report: counts and cost.
     """
 
-    output: pathlib.Path
-    journal: pathlib.Path
-    report: pathlib.Path
+    output: Any
+    journal: Any
+    report: Any
 
     @classmethod
     def beside(cls, output: str, journal: str | None = None) -> Paths:
         """`queries.jsonl`, `queries.generated.jsonl`, `queries.report.json`.
 
         Raises:
-          InputError: the output is remote, or not named `.jsonl` or `.jsonl.gz`.
+          InputError: the output is not named `.jsonl` or `.jsonl.gz`, or its bucket cannot be reached.
         """
-        if "://" in output or "://" in (journal or ""):
-            raise InputError(
-                f"--output={output}: expected a local file: the journal beside it grows line by line."
-            )
+        check_reachable(output)
         stem = output.removesuffix(".gz")
         if not stem.endswith(".jsonl"):
             raise InputError(f"--output={output}: expected a name that ends with .jsonl or .jsonl.gz.")
         stem = stem.removesuffix(".jsonl")
-        own = pathlib.Path(journal or f"{stem}.generated.jsonl")
-        if own.absolute() == pathlib.Path(output).absolute():
+        own = of(journal or f"{stem}.generated.jsonl")
+        if absolute(own) == absolute(output):
             raise InputError(f"--journal={journal} is the file of --output; expected two files.")
-        return cls(pathlib.Path(output), own, pathlib.Path(f"{stem}.report.json"))
+        return cls(of(output), own, of(f"{stem}.report.json"))
 
 
 @dataclasses.dataclass
@@ -244,7 +241,7 @@ class _Work:
             return text
         return ""
 
-    def write(self, output: pathlib.Path, stopped: str, check: Callable[[], None]) -> Outcome:
+    def write(self, output: Any, stopped: str, check: Callable[[], None]) -> Outcome:
         """Filters what the journal holds for the sample, and writes the queries."""
         counts: Counter[str] = Counter()
         lines = filters.prompt_lines(self.template.example_queries())
