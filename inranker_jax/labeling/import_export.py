@@ -7,11 +7,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from inranker_jax import paths
 from inranker_jax.corpora import files, inranker, label_folder, label_store, open_corpus, open_queries_any
 from inranker_jax.corpora.label_folder import FORMAT, INFO, LISTS, Lists, ListsWriter
 from inranker_jax.corpora.label_store import LabelStore, LabelTable, pair_key
@@ -99,7 +99,7 @@ def import_jsonl(
     """
     policy: Any = "skip" if skip_malformed else "raise"
     report = inranker.ReadReport()
-    folder = Path(output_dir) / TEXTS
+    folder = paths.of(output_dir) / TEXTS
     with _text_writer(folder) as write:
         pairs = inranker.read_beir_jsonl(path, policy, report=report)
         sources = {"queries": {"format": "beir"}, "corpus": {"format": "beir"}, "on_malformed": "raise"}
@@ -117,7 +117,7 @@ def import_jsonl(
 
 
 @contextlib.contextmanager
-def _text_writer(folder: Path) -> Iterator[Callable[[LabelledPair], LabelledPair]]:
+def _text_writer(folder: Any) -> Iterator[Callable[[LabelledPair], LabelledPair]]:
     """Gives a function that passes pairs on and writes down their texts; the files appear at the end, whole.
 
     It holds the id of every distinct text, so that each is written once.
@@ -143,11 +143,11 @@ def _import(
     output_dir: str,
     teacher_name: str,
     sources: dict[str, Any],
-    paths: tuple[str, str],
+    places: tuple[str, str],
     store_path: str | None,
     announce: Callable[[str], None],
 ) -> None:
-    folder = Path(output_dir)
+    folder = paths.of(output_dir)
     fingerprint = files.fingerprint(files.find(path))
     settings = {"import": {"fingerprint": fingerprint}, **sources}
     if (folder / LISTS).exists() and (lines := difference(Lists(folder).settings, settings)):
@@ -176,8 +176,8 @@ def _import(
         "format": FORMAT,
         "complete": True,
         "import": {"path": absolute(path), "fingerprint": fingerprint},
-        "queries": {"path": paths[0], **sources["queries"], "on_malformed": sources["on_malformed"]},
-        "corpus": {"path": paths[1], **sources["corpus"], "on_malformed": sources["on_malformed"]},
+        "queries": {"path": places[0], **sources["queries"], "on_malformed": sources["on_malformed"]},
+        "corpus": {"path": places[1], **sources["corpus"], "on_malformed": sources["on_malformed"]},
         "candidates": None,
         "qrels": None,
         "sampling": None,
@@ -204,7 +204,7 @@ _WORDS = {
 
 
 def _write_lists(
-    path: str, pairs: Iterable[LabelledPair], folder: Path, settings: Mapping[str, Any]
+    path: str, pairs: Iterable[LabelledPair], folder: Any, settings: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
     """Writes the lists; returns keys uint8 [n, 16], logits float32 [n, 2] and what was counted."""
     counts: Counter[str] = Counter()

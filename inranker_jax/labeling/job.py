@@ -14,12 +14,11 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inranker_jax import records
+from inranker_jax import paths, records
 from inranker_jax.corpora import MalformedReport, files, label_store, open_corpus, open_queries_any
 from inranker_jax.corpora.label_folder import FORMAT, INFO, LISTS, Lists, ListsWriter
 from inranker_jax.corpora.label_store import LabelStore, LabelTable
@@ -67,7 +66,8 @@ class LabelJob:
           InputError: a setting out of range, or a file that does not exist.
         """
         settings.check()
-        self.folder = Path(settings.output_dir)
+        paths.check_reachable(settings.output_dir)
+        self.folder = paths.of(settings.output_dir)
         self.scored = 0
         self._settings, self._announce, self._stopping = settings, announce, stopping
         on_malformed: Any = "skip" if settings.skip_malformed else "raise"
@@ -234,7 +234,7 @@ class LabelJob:
 
         self._wait("labelled", missing, self._store.path)
 
-    def _wait(self, what: str, missing: Callable[[], Mapping[int, str]], place: Path) -> None:
+    def _wait(self, what: str, missing: Callable[[], Mapping[int, str]], place: Any) -> None:
         def check() -> None:
             if self._stopping():
                 raise Stopped
@@ -424,8 +424,13 @@ class LabelJob:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Any) -> Iterator[None]:
     """One process at a time; the system frees the lock of a process that is killed."""
+    if paths.is_remote(folder):
+        # An object store has no locks. Of a JAX program only process 0 writes labels.json; of independent processes,
+        # running any of them again brings it up to date.
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:

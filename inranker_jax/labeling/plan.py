@@ -19,11 +19,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from inranker_jax import paths
 from inranker_jax.corpora import label_store
 from inranker_jax.corpora.label_folder import Lists
 from inranker_jax.corpora.label_store import LabelStore
@@ -258,8 +258,11 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(label_store.canonical_json(value).encode()).hexdigest()[:16]
 
 
-def _create(path: Path, value: Any) -> None:
+def _create(path: Any, value: Any) -> None:
     """Writes a file whole, unless another process was first; then that one's counts."""
+    if paths.is_remote(path):
+        paths.create(path, json.dumps(value))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = label_store.temporary_path(path)
     try:

@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from inranker_jax.corpora.label_store import write_json
@@ -28,7 +27,7 @@ class Session:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Any,
         process: tuple[int, int],
         *,
         usd_per_hour: float | None,
@@ -133,7 +132,7 @@ def add_cost(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def totals(folder: Path) -> dict[str, Any]:
+def totals(folder: Any) -> dict[str, Any]:
     """The cost of all sessions of a label folder: seconds (of all processes together), pairs and dollars."""
     total: dict[str, Any] = {"seconds": 0.0, "pairs_scored": 0, "usd": 0.0}
     for path in sorted((folder / "sessions").glob("*.json")):

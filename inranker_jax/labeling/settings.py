@@ -13,7 +13,7 @@ class Settings:
     """What a labelling job is given.
 
     Attributes:
-      output_dir: the label folder, local or mounted.
+      output_dir: the label folder, which all processes see: local, mounted, `gs://` or `s3://`.
       queries: path of the queries.
       corpus: path of the corpus.
       candidates: TREC run with each query's candidates.
@@ -56,10 +56,6 @@ class Settings:
         Raises:
           InputError: one is out of range.
         """
-        if "://" in self.output_dir:
-            raise InputError(
-                f"--output_dir={self.output_dir}: expected a local or mounted folder (files are renamed in it)."
-            )
         if not 0 <= self.process_index < self.process_count:
             raise InputError(
                 f"--process_index={self.process_index} of --process_count={self.process_count}: expected a "

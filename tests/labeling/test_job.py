@@ -371,7 +371,7 @@ def test_teachers_that_fail(settings: Settings) -> None:
     [
         ({"process_index": 2, "process_count": 2}, "one less than the count"),
         ({"chunk_size": 0}, "--chunk_size=0"),
-        ({"output_dir": "gs://bucket/labels"}, "local or mounted"),
+        ({"output_dir": "ftp://bucket/labels"}, "no paths of the kind ftp://"),
         ({"usd_per_hour": -1.0}, "--usd_per_hour"),
         ({"corpus": "/no/such/corpus"}, "no such file"),
     ],
