@@ -16,6 +16,7 @@ from inranker_jax.errors import InputError
 # What is in the folder of a training run.
 STEPS = "checkpoints"
 TOKENIZER = "tokenizer"
+_LAST = "config.json"
 
 
 def locate_run(path: str) -> tuple[Any, int | None] | None:
@@ -42,33 +43,30 @@ def replaced_folder(folder: str | os.PathLike[str], ours: Callable[[str], bool])
     The new folder is written beside the old one and renamed. Should the process die between the two renames,
     the old contents are in `.NAME.old-*` beside it; at any other moment they are where they were.
 
+    A remote folder is filled on this machine and uploaded: its `config.json`, without which it is no model, goes first
+    of the old files and comes last of the new ones.
+
     Args:
-      folder: the folder to replace; it need not exist.
+      folder: the folder to replace, here or remote; it need not exist.
       ours: whether a file name is one that an earlier call may have written.
 
     Yields:
       The folder to write into.
 
     Raises:
-      InputError: for a remote path, and where the folder is a file or holds anything that is not ours.
+      InputError: where the folder is a file or holds anything that is not ours.
     """
-    if "://" in os.fspath(folder):
-        raise InputError(
-            f"{os.fspath(folder)}: a remote folder cannot be replaced in one step. Write to a local folder, "
-            "then copy it."
-        )
+    if paths.is_remote(folder):
+        with _uploaded_folder(folder, ours) as new:
+            yield new
+        return
     target = pathlib.Path(folder).expanduser().absolute()
     if target.exists() and not target.is_dir():
         raise InputError.at(target, None, "it is a file", "a folder to write", "Choose another name")
     foreign = (
         sorted(p.name for p in target.iterdir() if p.is_dir() or not ours(p.name)) if target.exists() else []
     )
-    if foreign:
-        shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
-        problem = f"it holds files that are not an exported model's: {shown}"
-        raise InputError.at(
-            target, None, problem, "a new folder or an earlier export", "Choose another folder"
-        )
+    _check_foreign(target, foreign)
     target.parent.mkdir(parents=True, exist_ok=True)
     new = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
     try:
@@ -81,6 +79,32 @@ def replaced_folder(folder: str | os.PathLike[str], ours: Callable[[str], bool])
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+def _check_foreign(folder: Any, foreign: list[str]) -> None:
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        problem = f"it holds files that are not an exported model's: {shown}"
+        raise InputError.at(
+            folder, None, problem, "a new folder or an earlier export", "Choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def _uploaded_folder(folder: str | os.PathLike[str], ours: Callable[[str], bool]) -> Iterator[pathlib.Path]:
+    paths.check_reachable(folder)
+    target = paths.of(folder)
+    old = paths.names_below(target)
+    _check_foreign(target, [name for name in old if "/" in name or not ours(name)])
+    with tempfile.TemporaryDirectory(prefix="inranker_jax.") as here:
+        new = pathlib.Path(here, "new")
+        new.mkdir()
+        yield new
+        if _LAST in old:
+            paths.remove(target / _LAST)
+        paths.upload(new, target, marker=_LAST)
+        for name in set(old) - set(paths.names_below(new)):
+            paths.remove(target / name)
 
 
 def _swap(new: pathlib.Path, target: pathlib.Path) -> None:

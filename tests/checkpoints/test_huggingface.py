@@ -341,8 +341,6 @@ def test_save_refuses_what_it_must_not_write(tmp_path):
         huggingface.save(tmp_path, config, params, None, None)
     with pytest.raises(InputError, match=r"thesis.tex: it is a file"):
         huggingface.save(tmp_path / "thesis.tex", config, params, None, None)
-    with pytest.raises(InputError, match=r"gs://bucket/out: a remote folder"):
-        huggingface.save("gs://bucket/out", config, params, None, None)
 
 
 def test_export_binary_converts_and_reports(tmp_path, capsys):

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inranker_jax.checkpoints import load_model, native
+from inranker_jax import paths
+from inranker_jax.checkpoints import huggingface, load_model, native
+from inranker_jax.errors import InputError
 from inranker_jax.models import T5Config, t5
 from inranker_jax.prompts import Tokenizer, preset
 from tests.remote.object_store import ObjectStore
@@ -113,3 +115,21 @@ def test_a_checkpoint_of_a_bucket_equals_that_of_a_disk(
         run.save(1, state(1), {"step": 1})
         run.close()
     same(load_model(RUN, on_host=True).params, load_model(tmp_path / "run", on_host=True).params)
+
+
+def test_a_model_is_exported_into_a_bucket(store: ObjectStore, tokenizer: Tokenizer) -> None:
+    target = "gs://bkt/models/one"
+    params = state(1)["params"]
+    huggingface.save(target, CONFIG, params, tokenizer, preset("monot5"), max_shard_bytes=20_000)
+    assert len([name for name in store.names("bkt") if name.endswith(".safetensors")]) > 1
+    same(huggingface.load(paths.local_copy(target)).params, params)
+
+    huggingface.save(target, CONFIG, state(2)["params"], None, None)  # fewer files
+    written = {name: found.generation for name, found in store.buckets["bkt"].items()}
+    assert sorted(written) == ["models/one/config.json", "models/one/model.safetensors"]
+    assert max(written, key=lambda name: written[name]) == "models/one/config.json"
+    same(huggingface.load(paths.local_copy(target)).params, state(2)["params"])
+
+    paths.write(f"{target}/thesis.tex", "years of work")
+    with pytest.raises(InputError, match=r"not an exported model's: thesis.tex"):
+        huggingface.save(target, CONFIG, params, None, None)
