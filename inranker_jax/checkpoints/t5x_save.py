@@ -88,7 +88,7 @@ def save(
     try:
         new.chmod(0o777 & ~_umask())
         _write_step(new, config, params, step, dtype, scan_layers)
-        _write_settings(root, config, tokenizer, contract, dtype)
+        _write_settings(root, config, tokenizer, contract, dtype, scan_layers)
         _swap(new, target)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -186,24 +186,35 @@ def _write_settings(
     tokenizer: Tokenizer | None,
     contract: ScoringContract | None,
     dtype: str,
+    scan_layers: bool,
 ) -> None:
     huggingface.write_json(root / t5x_settings.CONFIG, config.to_hf_dict() | {"dtype": dtype})
-    (root / GIN).write_text(model_gin(config), encoding="utf-8")
+    (root / GIN).write_text(model_gin(config, scan_layers), encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(root)
     if contract is not None:
         huggingface.write_json(root / t5x_settings.CONTRACT, contract.to_dict())
 
 
-def model_gin(config: T5Config) -> str:
-    """The bindings of `network.T5Config` for T5X, for a gin file that includes T5X's own model file."""
+def model_gin(config: T5Config, scan_layers: bool = False) -> str:
+    """The architecture as a gin file for T5X, to be included after one of its own model files.
+
+    Dropout stays with T5X's macro DROPOUT_RATE.
+    """
     activation = t5x_settings.GIN_ACTIVATIONS[config.activation]
     values = {theirs: getattr(config, ours) for ours, theirs in t5x_settings.GIN_FIELDS.items()}
+    del values["dropout_rate"]
     values["mlp_activations"] = (activation, "linear") if config.gated else (activation,)
-    lines = [f"network.T5Config.{name} = {value!r}" for name, value in values.items()]
-    return (
-        "# The architecture of this checkpoint for T5X: bind it after t5x/examples/t5/t5_1_1/base.gin.\n"
-        + ("\n".join(lines) + "\n")
+    network = "scalable_t5" if scan_layers else "t5"
+    return "\n".join(
+        [
+            f"# The architecture of this checkpoint: include it after a model file of t5x/examples/{network}.",
+            "from __gin__ import dynamic_registration",
+            f"from t5x.examples.{network} import network",
+            "",
+            *(f"network.T5Config.{name} = {value!r}" for name, value in values.items()),
+            "",
+        ]
     )
 
 

@@ -121,11 +121,15 @@ def test_settings_tokenizer_and_contract_go_beside_it(tmp_path):
 
     # T5X's own names for the architecture: gin's syntax, and read back by the reader of its config.gin.
     text = (tmp_path / "out" / "model.gin").read_text()
-    bindings = dict(line.split(" = ") for line in text.splitlines() if not line.startswith("#"))
+    bindings = dict(line.split(" = ") for line in text.splitlines() if line.startswith("network."))
+    assert "from t5x.examples.t5 import network" in text.splitlines()
+    assert "from t5x.examples.scalable_t5 import network" in t5x_save.model_gin(config, scan_layers=True)
+    assert "dropout_rate" not in text  # T5X's DROPOUT_RATE keeps its meaning
     assert ast.literal_eval(bindings["network.T5Config.mlp_activations"]) == ("silu", "linear")
     assert ast.literal_eval(bindings["network.T5Config.head_dim"]) == 6
     (tmp_path / "out" / "config.json").unlink()
-    assert load_model(tmp_path / "out", on_host=True).config == config
+    expected = dataclasses.replace(config, dropout_rate=0.1)
+    assert load_model(tmp_path / "out", on_host=True).config == expected
     assert t5x_settings.read_gin(text)["num_encoder_layers"] == 2
 
 
