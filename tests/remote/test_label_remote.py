@@ -1,79 +1,58 @@
-"""`label` into a bucket: the folder of a local run, whichever processes write it."""
+"""Labelling into a bucket: stopped, and continued from another machine."""
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 
 import pytest
 
-from inranker_jax.corpora.label_folder import LabelFolder, read_labels
-from inranker_jax.errors import InputError
-from inranker_jax.flags import Stopped
-from inranker_jax.labeling import import_export
-from inranker_jax.labeling.job import LabelJob, Settings
-from tests.labeling.small_mixture import FakeTeacher, write_mixture
-from tests.remote.object_store import ObjectStore
+from inranker_jax import label
+from inranker_jax.corpora.label_folder import read_labels
+from tests.labeling.small_mixture import write_mixture
+from tests.remote.object_store import ObjectStore, StatusError
 
 pytest.importorskip("pyarrow")
-FOLDER = "gs://bkt/labels"
 
 
-@pytest.fixture
-def settings(tmp_path: pathlib.Path) -> Settings:
-    return write_mixture(tmp_path)
+def arguments(settings: object, output: str) -> list[str]:
+    names = ("queries", "corpus", "candidates", "qrels")
+    given = [f"--{name}={getattr(settings, name)}" for name in names]
+    run = settings.candidates
+    return [
+        *given,
+        f"--output_dir={output}",
+        "--chunk_size=8",
+        "--negatives=4",
+        "--depth=20",
+        f"--teacher=bm25=run:{run}?scale=0.5",
+    ]
 
 
-def label(settings: Settings, stop_after: int | None = None) -> FakeTeacher:
-    """Runs a job; stops it after some chunks."""
-    teacher, chunks = FakeTeacher(), iter(range(100))
-    job = LabelJob(
-        settings,
-        announce=lambda _: None,
-        stopping=lambda: stop_after is not None and next(chunks) + 1 >= stop_after,
-    )
-    job.prepare()
-    job.label(teacher)
-    job.finish()
-    return teacher
-
-
-def parts(store: ObjectStore) -> dict[str, bytes]:
-    names = [name for name in store.names("bkt", "labels/store/teachers/") if name.endswith(".parquet")]
-    return {name.removeprefix("labels/"): store.buckets["bkt"][name].data for name in names}
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_bucket_gets_the_parts_of_a_local_folder(
-    store: ObjectStore, settings: Settings, count: int
+def test_labels_go_to_a_bucket_and_on_after_a_failure(
+    store: ObjectStore, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    label(settings)
-    local = pathlib.Path(settings.output_dir)
-    remote = dataclasses.replace(settings, output_dir=FOLDER, process_count=count)
-    with pytest.raises(Stopped):
-        label(remote, stop_after=1)
-    kept = parts(store)
-    assert len(kept) == 1
-    seen = sum(len(label(dataclasses.replace(remote, process_index=index)).seen) for index in range(count))
-    assert seen == 60 - 16, "what was finished is kept"
-    assert parts(store) == {
-        str(path.relative_to(local)): path.read_bytes() for path in local.glob("store/teachers/*/*.parquet")
-    }
-    assert LabelFolder(FOLDER).info["complete"] is True
-    assert list(read_labels(FOLDER)) == list(read_labels(local))
+    settings = write_mixture(tmp_path)
+    assert label.main(arguments(settings, str(tmp_path / "local"))) == 0
+    capsys.readouterr()
+    parts = 0
 
+    def break_off(method: str, name: str) -> None:
+        nonlocal parts
+        if method == "POST" and "/part-" in name:
+            parts += 1
+            if parts == 4:
+                raise StatusError(403, "no right to write")
 
-def test_a_bucket_that_is_not_there_is_told_before_any_work(store: ObjectStore, settings: Settings) -> None:
-    with pytest.raises(InputError, match="there is no bucket 'bkc'"):
-        LabelJob(dataclasses.replace(settings, output_dir="gs://bkc/labels"), announce=print)
-
-
-def test_an_import_into_a_bucket(store: ObjectStore, settings: Settings, tmp_path: pathlib.Path) -> None:
-    label(settings)
-    exported = str(tmp_path / "labels.jsonl")
-    import_export.export_jsonl(exported, settings.output_dir, "fake")
-    for folder in (FOLDER, str(tmp_path / "again")):
-        import_export.import_jsonl(exported, folder, "fake", announce=lambda _: None)
-    pairs = list(read_labels(FOLDER))
-    assert len(pairs) == 60
-    assert pairs == list(read_labels(tmp_path / "again"))
+    store.fault = break_off
+    with pytest.raises(OSError, match="no right"):
+        label.main(arguments(settings, "gs://bkt/labels"))
+    there = [name for name in store.names("bkt") if "/part-" in name]
+    assert len(there) == 3
+    written = {name: store.buckets["bkt"][name].generation for name in there}
+    store.fault = lambda method, name: None
+    assert label.main(arguments(settings, "gs://bkt/labels")) == 0
+    assert "scored 36 pairs" in capsys.readouterr().out
+    assert {name: store.buckets["bkt"][name].generation for name in there} == written
+    assert list(read_labels("gs://bkt/labels")) == list(read_labels(tmp_path / "local"))
+    assert label.main(arguments(settings, "gs://bkt/labels")) == 0
+    assert "scored 0 pairs" in capsys.readouterr().out
