@@ -38,9 +38,8 @@ class Machine:
             path.chmod(0o755)
 
     def answers(self, **script: Any) -> None:
-        """Sets the answers; see `stand_in`. Underscores in names stand for spaces."""
-        named = {name.replace("_", " "): value for name, value in script.items()}
-        (self.state / "script.json").write_text(json.dumps(named))
+        """Sets the answers; see `stand_in`."""
+        (self.state / "script.json").write_text(json.dumps(script))
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {

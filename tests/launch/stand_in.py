@@ -18,8 +18,10 @@ HOME = pathlib.Path(os.environ["STAND_IN"])
 
 
 def answer_of(program: str, argv: list[str], script: dict) -> dict:
-    """The next scripted answer whose words begin this call; success without output where none fits."""
-    words = " ".join([program, *(word for word in argv if not word.startswith("-"))])
+    """The next scripted answer whose words begin this call (flags left out, then the remote command)."""
+    plain = [word for word in argv if not word.startswith("-")]
+    remote = [word.partition("=")[2] for word in argv if word.startswith("--command=")]
+    words = " ".join([program, *plain, *remote])
     fitting = [key for key in script if words.startswith(key) and isinstance(script[key], list)]
     if not fitting:
         return {}
@@ -32,24 +34,20 @@ def run_remotely(argv: list[str], hosts: int) -> dict:
     node = argv[argv.index("ssh") + 1]
     flags = dict(word[2:].partition("=")[::2] for word in argv if word.startswith("--"))
     workers = range(hosts) if flags["worker"] == "all" else [int(flags["worker"])]
-    out, status = "", 0
+    status = 0
     for worker in workers:
         home = HOME / "hosts" / f"{node}-w{worker}"
         home.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "HOME": str(home)}
         done = subprocess.run(
             ["sh", "-c", flags["command"]],
             cwd=home,
-            env=environment,
+            env={**os.environ, "HOME": str(home)},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             check=False,
         )
-        out += done.stdout
         status = status or done.returncode
-    return {"out": out, "status": status}
+    return {"status": status}
 
 
 def copy_remotely(argv: list[str], hosts: int) -> dict:
@@ -84,6 +82,9 @@ def queued_resource(argv: list[str], script: dict) -> dict:
     if "failedData" in " ".join(argv):
         return {"out": "no more capacity in the zone\n"}
     state = cloud["now"].pop(0) if len(cloud["now"]) > 1 else cloud["now"][0]
+    if state == "NONE":  # somebody else deleted it
+        cloud["now"] = None
+        return {"error": "ERROR: (gcloud) NOT_FOUND: Resource was not found", "status": 1}
     return {"out": f"{state}\n"}
 
 

@@ -128,9 +128,7 @@ def test_a_mistyped_subcommand_or_flag_gets_a_suggestion(script: str, machine: M
         (("local_processes.sh", "2", "--", "no-such-program"), "no-such-program: no such command"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_with_a_remedy(
-    argv: tuple[str, ...], message: str, machine: Machine
-) -> None:
+def test_bad_input_is_one_line_with_a_remedy(argv: tuple[str, ...], message: str, machine: Machine) -> None:
     done = machine.launch(*argv)
     assert done.returncode == 2
     assert message in done.stderr
@@ -139,7 +137,9 @@ def test_bad_input_is_one_line_with_a_remedy(
     assert machine.calls() == []
 
 
-@pytest.mark.parametrize("script", ["tpu_pod.sh resume", "tpu_pod.sh delete", "gke.sh delete", "slurm.sh cancel"])
+@pytest.mark.parametrize(
+    "script", ["tpu_pod.sh resume", "tpu_pod.sh delete", "gke.sh delete", "slurm.sh cancel"]
+)
 def test_what_destroys_takes_its_name_from_the_flag_only(script: str, machine: Machine) -> None:
     name, subcommand = script.split()
     place = {"INRANKER_ZONE": "z", "INRANKER_PROJECT": "p", "INRANKER_NAME": "pod"}
