@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from inranker_jax.errors import InputError, did_you_mean
-from inranker_jax.hardware import CHIPS, Chip
+from inranker_jax.hardware import CHIPS, Chip, chip_of
 
 # Shapes that Google Cloud rents, in chips: cloud.google.com/tpu/docs, "Configurations" of each version.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -103,16 +103,18 @@ def describe(text: str, slices: int = 1) -> Topology:
     """
     if slices < 1:
         raise InputError(f"slices={slices}: expected a positive number.")
-    version, _, rest = text.strip().lower().replace(":", "-", 1).partition("-")
+    mark = "-" if "-" in text else ":"
+    version, _, rest = text.strip().lower().partition(mark)
     version = _OTHER_NAMES.get(version, version)
     if version == "cpu" and rest.isdigit() and int(rest) > 0:
         return _cpu(int(rest), slices)
-    if version in ("gpu", "cuda") or any(version in name.lower() for name in CHIPS if name[0] in "AH"):
+    gpus = [name.split("-")[0].lower() for name in CHIPS if name not in _SHAPES]
+    if version in ("gpu", "cuda", *gpus):
         raise InputError(
             f"topology {text!r}: programs for GPUs are compiled by the driver of a GPU that is there. Start the run "
             f"itself for a few steps on it, or describe a TPU: {known_names()}."
         )
-    shape = _shape(version, rest)
+    shape = _shape(version, rest) if rest.isdigit() == (mark == "-") else None
     if shape is None:
         options = [f"{v}:{s}" for v, shapes in _SHAPES.items() for s in shapes]
         raise InputError(
@@ -138,8 +140,9 @@ def _shape(version: str, rest: str) -> tuple[int, ...] | None:
 
 def _cpu(count: int, slices: int) -> Topology:
     total = count * slices
+    settings: Any = jax.config
     with contextlib.suppress(RuntimeError):  # JAX has started: its devices are what they are
-        jax.config.update("jax_num_cpu_devices", total)
+        jax.config.update("jax_num_cpu_devices", max(total, settings.jax_num_cpu_devices))
     devices = jax.devices("cpu")
     if len(devices) < total:
         raise InputError(f"cpu:{count} x {slices} slices: JAX has started with {len(devices)} CPU devices.")
@@ -147,7 +150,7 @@ def _cpu(count: int, slices: int) -> Topology:
 
 
 def _tpu(version: str, shape: tuple[int, ...], slices: int) -> Topology:
-    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
+    if not _has_libtpu():
         raise InputError(f"the TPU compiler is not installed. It needs no TPU: {PIP_LINE}.")
     name = f"{version}:{'x'.join(map(str, shape))}"
     options: dict[str, Any] = {}
@@ -163,7 +166,14 @@ def _tpu(version: str, shape: tuple[int, ...], slices: int) -> Topology:
         except jax.errors.JaxRuntimeError as error:
             raise InputError(f"libtpu refuses {name}: {error}. Known: {known_names()}.") from error
     wraps = all(size == 16 if len(shape) == 2 else size % 4 == 0 for size in shape if size > 1)
-    return Topology(name, tuple(devices), slices, CHIPS[version], wraps)
+    return Topology(name, tuple(devices), slices, chip_of(devices[0].device_kind), wraps)
+
+
+def _has_libtpu() -> bool:
+    try:
+        return bool(os.environ.get("TPU_LIBRARY_PATH")) or importlib.util.find_spec("libtpu") is not None
+    except ValueError:  # something else keeps it from being imported
+        return False
 
 
 @contextlib.contextmanager
