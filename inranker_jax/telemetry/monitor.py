@@ -253,7 +253,7 @@ class StepMonitor:
 
 
 def progress_line(step: int, total: int, scalars: Mapping[str, float], left: str | None = None) -> str:
-    """One line of at most `COLUMNS` characters; where it would be longer, what matters least is left out.
+    """One line of at most `COLUMNS` characters, without the learning rate where it would be longer.
 
     >>> progress_line(50, 900, {"train/loss": 0.5, "train/useful_token_share": 0.97}, "3m07s left")
     'step 50/900  loss 0.5000  97% useful  3m07s left'
@@ -263,7 +263,6 @@ def progress_line(step: int, total: int, scalars: Mapping[str, float], left: str
         parts["rate"] = f"lr {scalars['train/learning_rate']:.1e}"
     if "speed/examples_per_second" in scalars:
         parts["examples"] = f"{short(scalars['speed/examples_per_second'])} examples/s"
-        parts["tokens"] = f"{short(scalars['speed/useful_tokens_per_second'])} tokens/s"
     parts["useful"] = f"{scalars['train/useful_token_share']:.0%} useful"
     if "speed/mfu" in scalars:
         parts["mfu"] = f"MFU {scalars['speed/mfu']:.0%}"
@@ -272,9 +271,8 @@ def progress_line(step: int, total: int, scalars: Mapping[str, float], left: str
         parts["time"] = f"data {scalars['time/data_share']:.0%} device {scalars['time/device_share']:.0%}"
     if left:
         parts["left"] = left
-    for least in ("tokens", "rate", "mfu"):
-        if len("  ".join(parts.values())) > COLUMNS:
-            parts.pop(least, None)
+    if len("  ".join(parts.values())) > COLUMNS:
+        parts.pop("rate", None)
     return "  ".join(parts.values())
 
 
