@@ -21,9 +21,8 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from inranker_jax import configuration, distributed
+from inranker_jax import configuration, distributed, paths
 from inranker_jax.configuration import gin
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.evaluation import pipeline
@@ -32,6 +31,7 @@ from inranker_jax.flags import Parser, commas
 from inranker_jax.interruption import Interruption
 from inranker_jax.labeling.processes import ALONE, PeerStopped, Processes
 from inranker_jax.manifest import versions
+from inranker_jax.paths import PathType
 from inranker_jax.progress import announce
 
 # What the gin files of this binary may bind. None of it loads model code, so BM25 alone does not.
@@ -66,7 +66,8 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings, processes: 
             if interruption.requested:
                 raise KeyboardInterrupt(interruption.exit_status)
 
-        names = find_datasets(Path(flags.beir_dir), flags.datasets)
+        paths.check_reachable(flags.output_dir)
+        names = find_datasets(flags.beir_dir, flags.datasets)
         runs = _files_of("--runs", flags.runs, names)
         qrels = _files_of("--qrels", flags.qrels, names)
         model = None if flags.bm25_only else _load_model(flags.checkpoint, processes)
@@ -78,8 +79,8 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings, processes: 
             announce(f"[{position}/{len(names)}] {name}")
             summary = pipeline.evaluate_dataset(
                 name,
-                Path(flags.beir_dir, name),
-                Path(flags.output_dir, name),
+                paths.of(flags.beir_dir) / name,
+                paths.of(flags.output_dir) / name,
                 settings,
                 model,
                 run_file=runs.get(name),
@@ -97,7 +98,7 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings, processes: 
                 checkpoint=None if flags.bm25_only else flags.checkpoint,
                 versions=versions(),
             )
-            write_json(Path(flags.output_dir, "results.json"), results)
+            write_json(paths.of(flags.output_dir) / "results.json", results)
     return Report(tuple(summaries))
 
 
@@ -113,20 +114,21 @@ def _load_model(checkpoint: str, processes: Processes) -> pipeline.Model:
         return gin.get_configurable("evaluation.load_reranker")(checkpoint)
 
 
-def find_datasets(beir_dir: Path, names: Sequence[str]) -> list[str]:
+def find_datasets(beir_dir: PathType, names: Sequence[str]) -> list[str]:
     """Checks dataset names against the folders below `beir_dir`; "cqadupstack" stands for all its forums.
 
     Raises:
       InputError: the folder or a dataset does not exist; the message lists those that do.
     """
-    if not beir_dir.is_dir():
+    root = paths.of(beir_dir)
+    if not root.is_dir():
         raise InputError(
             f"--beir_dir={beir_dir}: no such folder. Expected one with a BEIR folder for each dataset."
         )
     known = sorted(
-        path.parent.relative_to(beir_dir).as_posix()
+        path.parent.relative_to(root).as_posix()
         for pattern in ("*/corpus.jsonl*", "*/*/corpus.jsonl*")
-        for path in beir_dir.glob(pattern)
+        for path in root.glob(pattern)
     )
     known = list(dict.fromkeys(known))
     found: list[str] = []
@@ -149,7 +151,7 @@ def _files_of(flag: str, values: Sequence[str], names: Sequence[str]) -> dict[st
     files: dict[str, str] = {}
     for value in values:
         name, equals, path = value.partition("=")
-        if len(names) == 1 and (not equals or Path(value).exists()):
+        if len(names) == 1 and (not equals or paths.of(value).exists()):
             name, path = names[0], value
         elif not equals:
             raise InputError(f"{flag}={value}: with several datasets, say which: {flag}=DATASET=FILE.")
@@ -160,7 +162,7 @@ def _files_of(flag: str, values: Sequence[str], names: Sequence[str]) -> dict[st
             )
         if name in files:
             raise InputError(f"{flag}: two files for dataset {name!r}.")
-        if not Path(path).is_file():
+        if not paths.of(path).is_file():
             raise InputError(f"{flag}={value}: no such file {path!r}.")
         files[name] = path
     return files
@@ -208,10 +210,8 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             "give a model with --checkpoint, or --bm25_only for the candidates alone"
             + (", not both." if flags.checkpoint else ".")
         )
-    if "://" in flags.output_dir:
-        raise InputError(
-            f"--output_dir={flags.output_dir}: expected a local folder (unfinished files grow there)."
-        )
+    for folder in (flags.beir_dir, flags.output_dir):
+        paths.of(folder)  # a kind of path that is not known is told before any work
     return flags, bindings
 
 

@@ -233,7 +233,7 @@ def test_a_signal_ends_the_run_after_the_call_and_keeps_its_scores(
         (["--datasets=mini,other", "--bm25_only", "--qrels=q.txt"], "say which: --qrels=DATASET=FILE"),
         (["--datasets=mini", "--bm25_only", "--process_index=1"], "--process_index=1 of --process_count=1: expected"),
         (["--datasets=mini", "--bm25_only", "--depth=many"], "argument --depth: invalid int value: 'many'"),
-        (["--datasets=mini", "--bm25_only", "--output_dir=gs://b/x"], "expected a local folder"),
+        (["--datasets=mini", "--bm25_only", "--output_dir=ftp://b/x"], "no paths of the kind ftp://"),
         (["--datasets=mini", "--bm25_only", "--gin.evaluation.Settings.dept=3"], "dept"),
         (["--datasets=mini", "--bm25_only", "--gin.evaluation.Settings.language=\"englsh\""], "'english'"),
         (["--datasets=mini", "--bm25_only", "--beir_dir=/nowhere"], "--beir_dir=/nowhere: no such folder"),

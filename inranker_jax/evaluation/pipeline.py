@@ -8,9 +8,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from inranker_jax import paths, records
 from inranker_jax.corpora.beir import BeirCollection
 from inranker_jax.evaluation import measures as measuring
 from inranker_jax.evaluation.candidates import without_identical
@@ -155,7 +155,7 @@ def evaluate_dataset(
     """
     settings = settings.for_dataset(name)
     measuring.evaluate({}, {}, settings.measures, settings.gain)  # a misspelt measure costs no hour
-    target = Path(output_dir)
+    target = paths.of(output_dir)
     work = SharedWork(
         target, _fingerprint(folder, settings, model, run_file, qrels_file), announce, check, processes
     )
@@ -199,13 +199,13 @@ def evaluate_dataset(
 # ---------------------------------------------------------------------------------------------- parts
 
 
-def _clear(name: str, target: Path, announce: Announce) -> None:
+def _clear(name: str, target: Any, announce: Announce) -> None:
     """Removes a result of other settings; what processes have written since stays."""
     if (target / RESULT).is_file():
         announce(f"{name}: {target} holds a result with other settings, which this one replaces")
         (target / RESULT).unlink()
         for stale in target.glob("*.trec"):
-            if not stale.match(f"{UNFINISHED}*"):
+            if not stale.name.startswith(UNFINISHED):
                 stale.unlink()
 
 
@@ -250,14 +250,14 @@ def _fingerprint(
     qrels_file: PathType | None,
 ) -> str:
     """Everything that decides the result, hashed: contents of files, not their places or dates."""
-    root = Path(folder)
+    root = paths.of(folder)
     files = [*sorted(root.glob("corpus.jsonl*")), *sorted(root.glob("queries.jsonl*"))]
-    files.append(Path(qrels_file) if qrels_file is not None else root / "qrels" / f"{settings.split}.tsv")
-    files += [Path(run_file)] if run_file is not None else []
+    files.append(paths.of(qrels_file) if qrels_file is not None else root / "qrels" / f"{settings.split}.tsv")
+    files += [paths.of(run_file)] if run_file is not None else []
     digests = []
     for path in files:
         if path.is_file():
-            with open(path, "rb") as contents:
+            with records.open_raw(path) as contents:
                 digests.append(hashlib.file_digest(contents, "sha256").hexdigest())
     decides = {
         "settings": dataclasses.asdict(settings),

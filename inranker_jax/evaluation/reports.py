@@ -6,10 +6,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from inranker_jax import records
+from inranker_jax import paths, records
 from inranker_jax.evaluation import measures
 from inranker_jax.evaluation.measures import PerQuery
 from inranker_jax.records import Run
@@ -78,7 +77,7 @@ class CollectionReport:
 
     def write(self, folder: records.PathType) -> None:
         """Writes `<system>.trec` of each system, `per_query.tsv`, and last `result.json`, each atomically."""
-        target = Path(folder)
+        target = paths.of(folder)
         (target / "result.json").unlink(missing_ok=True)
         for system, run in self.runs.items():
             records.write_run(target / f"{slug(system)}.trec", run, slug(system))

@@ -3,7 +3,7 @@
 While it is unfinished, the dataset's folder holds
 
     unfinished-<fingerprint>.trec   BM25's candidates, with several processes: all of them rerank the same
-    unfinished.jsonl, ...-1.jsonl   the scores of each process, see `score_memory`
+    unfinished*.jsonl               the scores of each process, see `score_memory`
 
 and process 0 removes them when the result is written.
 """
@@ -15,7 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from inranker_jax import records
 from inranker_jax.corpora.beir import BeirCollection
@@ -37,14 +37,14 @@ class SharedWork:
     """One dataset's work, in one of the processes that share it.
 
     Attributes:
-      folder: the dataset's output folder.
+      folder: the dataset's output folder, local or remote (`paths.of`).
       fingerprint: whatever decides the result.
       announce: prints a line.
       check: called now and then; raises to stop.
       processes: this process among the others.
     """
 
-    folder: Path
+    folder: Any
     fingerprint: str
     announce: Callable[[str], None]
     check: Callable[[], None]

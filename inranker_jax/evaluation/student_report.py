@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from inranker_jax import paths
 from inranker_jax.checkpoints import native
 from inranker_jax.corpora.beir import BeirCollection
 from inranker_jax.corpora.shipped import find_shipped
@@ -77,7 +78,7 @@ def report_student(
     if teacher_run:
         systems["teacher"] = read_run(pathlib.Path(folder, teacher_run))
     report = evaluate_systems(data, candidates, systems, depth, measures, split=split, announce=announce)
-    report.write(pathlib.Path(model_dir, REPORT))
+    report.write(paths.of(model_dir) / REPORT)
     announce(
         f"\n{report.summary.queries} held-out {split} queries of {data.name}, BM25 top {depth} reranked; "
         f"{label(measures[0])} by trec_eval; student: {description.config.num_params / 1e6:.1f}M parameters, {source}\n"
