@@ -230,3 +230,31 @@ def test_flags_take_values_in_both_forms_and_from_variables(machine: Machine) ->
         "gcloud compute tpus queued-resources create pod --project=p --zone=z --accelerator-type=v4-8 "
         "--runtime-version=tpu-ubuntu2204-base --node-id=pod --quiet\n"
     }
+
+
+def examples() -> list[str]:
+    """The commands of docs/launching.md that begin with launch/, each on one line."""
+    text = (LAUNCH.parent / "docs" / "launching.md").read_text().replace("\\\n", " ")
+    return [line.partition("   #")[0].strip() for line in text.splitlines() if line.startswith("    launch/")]
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda example: " ".join(example.split()[:2]))
+def test_the_examples_of_the_docs_are_accepted(example: str, machine: Machine) -> None:
+    script, *argv = shlex.split(example.replace("$HOME", "/home/me"))
+    end = argv.index("--") if "--" in argv else len(argv)
+    switch = [] if "logs" in argv and "slurm" in script else ["--dry_run"]
+    done = machine.launch(
+        script.removeprefix("launch/"), *argv[:end], *switch, *argv[end:],
+        INRANKER_ZONE="us-west4-a", INRANKER_PROJECT="my-project", CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7",
+    )  # fmt: skip
+    if switch:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+    else:
+        assert "Has the job begun?" in done.stderr  # it reads the folder of logs, which is empty here
+    assert machine.calls() == []
+
+
+def test_the_docs_have_an_example_of_each_platform() -> None:
+    scripts = {shlex.split(example)[0] for example in examples()}
+    assert scripts == {f"launch/{script}" for script in COMMANDS}

@@ -56,7 +56,10 @@ def alive(pid: int) -> bool:
 
 
 def test_each_process_gets_its_variables_and_a_prefix(machine: Machine) -> None:
-    show = 'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS; $JAX_PLATFORMS $JAX_NUM_CPU_DEVICES $A"'
+    show = (
+        'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS; '
+        '$JAX_PLATFORMS $JAX_NUM_CPU_DEVICES $A"'
+    )
     done = machine.launch(SCRIPT, "3", "--devices=4", "--env=A=x  y", *shell(show))
     assert done.returncode == 0, done.stderr
     lines = sorted(done.stdout.splitlines())
@@ -88,7 +91,10 @@ def test_gpus_are_divided(machine: Machine) -> None:
 
 
 def test_the_first_failing_status_is_returned_and_the_others_are_stopped(machine: Machine) -> None:
-    fails = 'echo $$ > pid.$JAX_PROCESS_ID; [ $JAX_PROCESS_ID = 1 ] && exit 7; trap "" TERM; sleep 600 & wait; sleep 600'
+    fails = (
+        "echo $$ > pid.$JAX_PROCESS_ID; [ $JAX_PROCESS_ID = 1 ] && exit 7; "
+        "trap '' TERM; sleep 600 & wait; sleep 600"
+    )
     began = time.monotonic()
     done = machine.launch(SCRIPT, "3", "--grace=1", *shell(fails))
     assert done.returncode == 7

@@ -314,6 +314,7 @@ def test_leaving_the_terminal_leaves_the_run_alone(machine: Machine) -> None:
 
 
 def test_resume_makes_waits_sets_up_runs_and_starts_again_after_preemption(machine: Machine) -> None:
+    gone = {"error": "ssh: gone", "status": 255}
     machine.answers(
         **cloud(
             ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "SUSPENDING", "SUSPENDED"],
@@ -321,7 +322,7 @@ def test_resume_makes_waits_sets_up_runs_and_starts_again_after_preemption(machi
             ["CREATING", "ACTIVE"],
         ),
         **{WAIT: [
-            statuses("running", "running"), {"error": "ssh: gone", "status": 255}, {"error": "ssh: gone", "status": 255},
+            statuses("running", "running"), gone, gone,
             statuses("running", 0), statuses(0, 0),
         ]},
     )  # fmt: skip
