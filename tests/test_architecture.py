@@ -48,6 +48,7 @@ ROWS = (
             "packing",
             "compilation_cache",
             "distributed",
+            "paths",
             "hardware",
             "telemetry",
             "watchdog",
@@ -57,7 +58,7 @@ ROWS = (
     Row(("corpora", "retrieval", "query_generation", "data", "tasks"), closed_to=("losses", "models")),
     Row(("checkpoints",)),
     Row(("scorer", "scoring_calls", "trainer", "optimizers", "train_state")),
-    Row(("labeling", "evaluation", "benchmarks")),
+    Row(("labeling", "evaluation", "aot", "benchmarks")),
     Row(("configuration",)),
     Row(
         (
