@@ -99,6 +99,32 @@ def test_adamw_defaults_are_those_of_the_thesis():
     _assert_moved_and_equal(ours, theirs, params, tolerance=1e-7, least_move=3e-4)
 
 
+def test_the_first_moment_may_be_kept_in_bfloat16():
+    params = {"w": jnp.linspace(-1.0, 1.0, 256).reshape(16, 16)}
+    steps = {}
+    for dtype in (None, "float32", "bfloat16"):
+        optimizer = optimizers.adamw(1e-2, mu_dtype=dtype)
+        update, state, current = jax.jit(optimizer.update), optimizer.init(params), params
+        for step in range(5):
+            gradients = jax.tree.map(lambda p, n=step: jnp.sin(p * (n + 1)), current)
+            updates, state = update(gradients, state, current)
+            current = optax.apply_updates(current, updates)
+        moments = optax.tree_utils.tree_get(state, "mu"), optax.tree_utils.tree_get(state, "nu")
+        assert moments[0]["w"].dtype == jnp.dtype(dtype or "float32")
+        assert moments[1]["w"].dtype == current["w"].dtype == jnp.float32
+        steps[dtype] = np.asarray(current["w"] - params["w"])
+    np.testing.assert_array_equal(steps[None], steps["float32"])
+    assert 0 < np.abs(steps["bfloat16"] - steps["float32"]).max() < 0.01 * np.abs(steps["float32"]).max()
+
+
+def test_momentum_of_adafactor_may_be_kept_in_bfloat16():
+    params = jnp.ones((4, 4))
+    for dtype in (None, "bfloat16"):
+        optimizer = optimizers.adafactor(momentum=0.9, momentum_dtype=dtype)
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(optimizer.init(params)) if leaf.shape == (4, 4)}
+        assert (jnp.dtype("bfloat16") in dtypes) == (dtype == "bfloat16")
+
+
 def test_recipe_of_inranker_equals_torch():
     """AdamW, warm-up and decay, and clipping together, with decay so that the schedule scales it too."""
     params, gradients = _problem(1)
@@ -233,6 +259,12 @@ def test_constant_is_constant():
         (optimizers.adamw, {"b2": -0.1}, "adamw: b2 is -0.1."),
         (optimizers.adamw, {"eps": 0.0}, "adamw: eps is 0.0."),
         (optimizers.adamw, {"weight_decay": -1.0}, "adamw: weight_decay is -1.0."),
+        (
+            optimizers.adamw,
+            {"mu_dtype": "bfloat"},
+            "adamw: mu_dtype is 'bfloat'. Expected one of float32, bfloat16, or None. Did you mean 'bfloat16'?",
+        ),
+        (optimizers.adafactor, {"momentum_dtype": "float16"}, "adafactor: momentum_dtype is 'float16'."),
         (optimizers.adafactor, {"learning_rate": -1e-3}, "adafactor: learning_rate is -0.001."),
         (optimizers.adafactor, {"decay_rate": 0.0}, "adafactor: decay_rate is 0.0."),
         (optimizers.adafactor, {"clipping_threshold": 0.0}, "adafactor: clipping_threshold is 0.0."),
