@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from inranker_jax import paths, records
 from inranker_jax.corpora.beir import BeirCollection
@@ -258,7 +258,7 @@ def _fingerprint(
     for path in files:
         if path.is_file():
             with records.open_raw(path) as contents:
-                digests.append(hashlib.file_digest(contents, "sha256").hexdigest())
+                digests.append(hashlib.file_digest(cast(Any, contents), "sha256").hexdigest())
     decides = {
         "settings": dataclasses.asdict(settings),
         "files": digests,
