@@ -158,6 +158,7 @@ def parse_gin(
         gin.parse_config_files_and_bindings(paths, [], finalize_config=False)
         _check_macros([*given, *bindings])
         gin.parse_config([*given, *bindings])
+        _check_meanings()
     except (ValueError, SyntaxError, OSError, TypeError) as error:
         raise InputError(_explain(error, bindings)) from error
     _check_required()
@@ -169,9 +170,34 @@ def _check_macros(bindings: Sequence[str]) -> None:
     for binding in bindings:
         name = binding.partition("=")[0].strip()
         if re.fullmatch(r"\w+", name) and name not in known:
+            why = (
+                f" In T5X it has a meaning, but {_WITHOUT_MEANING[name]}." if name in _WITHOUT_MEANING else ""
+            )
             raise InputError(
-                f"--gin.{name}: no gin file has a macro of that name.{did_you_mean(name, known)} "
+                f"--gin.{name}: no gin file has a macro of that name.{why}{did_you_mean(name, known)} "
                 f"Macros: {', '.join(sorted(known)) or 'none'}. Other values are set as --gin.FUNCTION.ARGUMENT=VALUE."
+            )
+
+
+# T5X's macros for which there is nothing here, and why.
+_WITHOUT_MEANING = {
+    "LOSS_NORMALIZING_FACTOR": "losses here are means over the entries of a batch's lists",
+    "LABEL_SMOOTHING": "the targets are the teacher's logits",
+    "Z_LOSS": "the targets are the teacher's logits",
+    "USE_HARDWARE_RNG": "dropout is the same on every device and mesh",
+    "SHUFFLE_TRAIN_EXAMPLES": "the data is always shuffled, by RANDOM_SEED",
+    "EVALUATOR_USE_MEMORY_CACHE": "evaluation is `python -m inranker_jax.evaluate`",
+    "EVALUATOR_NUM_EXAMPLES": "evaluation is `python -m inranker_jax.evaluate`",
+    "JSON_WRITE_N_RESULTS": "evaluation is `python -m inranker_jax.evaluate`",
+}
+
+
+def _check_meanings() -> None:
+    """Raises InputError for a macro of T5X that a gin file sets and that would do nothing here."""
+    for scope, selector in gin.config._CONFIG:
+        if selector == "gin.macro" and scope in _WITHOUT_MEANING:
+            raise InputError(
+                f"{scope} is T5X's and does nothing here: {_WITHOUT_MEANING[scope]}. Take the line out."
             )
 
 
@@ -208,7 +234,10 @@ _FREE = {
         "mixture_or_task_module", "use_cached", "seqio_cache_dirs", "profile_steps", "wandb_project", "hang_seconds",
         "hang_factor", "hang_exit_seconds",
     },
-    "gin.macro": {"MODEL_DIR", "TRAIN_STEPS", "VOCABULARY", "MIXTURE_OR_TASK_MODULE", "USE_CACHED_TASKS"},
+    "gin.macro": {
+        "MODEL_DIR", "TRAIN_STEPS", "VOCABULARY", "MIXTURE_OR_TASK_MODULE", "USE_CACHED_TASKS", "EVAL_PERIOD",
+        "EVAL_STEPS",
+    },
 }  # fmt: skip
 _FREE_ROOMS = ("evaluation", "partitioning")
 

@@ -15,7 +15,7 @@ class Interruption:
       signal_number: the signal that arrived, or None.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.signal_number: int | None = None

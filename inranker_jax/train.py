@@ -35,94 +35,19 @@ from inranker_jax import (
     trainer,
     watchdog,
 )
-from inranker_jax.checkpoints import LoadedModel, load_model, native
+from inranker_jax.checkpoints import native
 from inranker_jax.configuration import gin
-from inranker_jax.corpora.shipped import find_shipped
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption, SharedInterruption
 from inranker_jax.models import Compute, T5Config, flops, t5
 from inranker_jax.packing import Layout
 from inranker_jax.partitioning import batch_ways, data_share, make_mesh
 from inranker_jax.progress import announce, cost
-from inranker_jax.prompts import ScoringContract, Tokenizer, preset
+from inranker_jax.prompts import ScoringContract
+from inranker_jax.students import RANDOM, Student, check_steps, choose_student, resumed_student
 from inranker_jax.telemetry import profiling, usage
 from inranker_jax.telemetry.monitor import NonFiniteLossError, StepMonitor
 from inranker_jax.telemetry.phases import Phases
-
-RANDOM = "random initialisation"
-
-
-@dataclasses.dataclass(frozen=True)
-class Student:
-    """The student before the first step.
-
-    Attributes:
-      config: its architecture.
-      contract: how a pair becomes token ids and a score.
-      tokenizer: its vocabulary.
-      make_params: returns its parameters at step 0, on the host or traceable.
-      source: where they come from, in words.
-    """
-
-    config: T5Config
-    contract: ScoringContract
-    tokenizer: Tokenizer
-    make_params: Callable[[], Any]
-    source: str
-
-
-def choose_student(
-    initial_checkpoint: str | None,
-    model: T5Config | None,
-    initialiser: Callable[[T5Config, int], Any],
-    seed: int,
-    vocabulary: str | None,
-    contract: ScoringContract | None,
-    dropout_rate: float | None,
-) -> Student:
-    """Settles the student. A checkpoint's architecture and vocabulary win over what is bound in gin.
-
-    The contract is the bound one, else the checkpoint's, else monoT5's.
-
-    Raises:
-      InputError: something is missing, or vocabulary and model do not fit together.
-    """
-    loaded: LoadedModel | None = load_model(initial_checkpoint, on_host=True) if initial_checkpoint else None
-    config = loaded.config if loaded else model
-    if config is None:
-        raise InputError("no student: bind train.model (gin/models/*.gin) or give --init_checkpoint.")
-    tokenizer = loaded.tokenizer if loaded else None
-    if tokenizer is None:
-        if not vocabulary:
-            raise InputError(
-                "no vocabulary: bind VOCABULARY to a folder with spiece.model or tokenizer.json"
-                + (f"; {initial_checkpoint} has no tokenizer files." if loaded else ".")
-            )
-        tokenizer = Tokenizer.from_pretrained(find_shipped(vocabulary))
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"the vocabulary has {tokenizer.vocab_size} pieces but the model only {config.vocab_size} rows. "
-            "Use the model's own vocabulary, or raise models.T5Config.vocab_size."
-        )
-    if dropout_rate is not None:
-        config = dataclasses.replace(config, dropout_rate=dropout_rate)
-    stored = loaded.contract if loaded else None
-    if contract and stored and contract != stored:
-        announce(f"contract: {contract.name} as bound in gin, not the {stored.name} of {initial_checkpoint}")
-    if loaded:
-        source, make_params = loaded.source, (lambda: loaded.params)
-    else:
-        source, make_params = RANDOM, functools.partial(initialiser, config, seed)
-    return Student(config, contract or stored or preset("monot5"), tokenizer, make_params, source)
-
-
-def resumed_student(model_dir: str) -> Student | None:
-    """The student of a run that has a checkpoint; its initial parameters are not needed any more."""
-    parts = native.describe(model_dir)
-    if parts is None:
-        return None
-    description, tokenizer = parts
-    return Student(description.config, description.contract, tokenizer, lambda: None, model_dir)
 
 
 def train(
@@ -138,10 +63,12 @@ def train(
     use_cached: bool = False,
     seqio_cache_dirs: Sequence[str] = (),
     initial_checkpoint: str | None = None,
+    first_step: int | None = None,
     model: T5Config | None = None,
     initialiser: Callable[[T5Config, int], Any] = t5.init_params,
     vocabulary: str | None = None,
     contract: ScoringContract | None = None,
+    task_feature_lengths: Mapping[str, int] | None = None,
     compute: Compute | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dropout_rate: float | None = None,
@@ -172,7 +99,7 @@ def train(
     Args:
       model_dir: the run's folder: checkpoints, TensorBoard, effective gin config, manifest.
       mixture_or_task_name: a SeqIO task or mixture of labelled lists.
-      total_steps: optimiser steps.
+      total_steps: optimiser steps, those of a T5X checkpoint that the run starts from included.
       batch_size: lists a step, over all devices and micro-batches; with `list_size` 1 these are pairs.
       optimizer: `optimizers.adamw` or `optimizers.adafactor`, called with the learning rate.
       learning_rate: a schedule (step -> rate) or a constant.
@@ -183,10 +110,12 @@ def train(
       use_cached: read what SeqIO's offline caching wrote (T5X's USE_CACHED_TASKS); the examples are the same.
       seqio_cache_dirs: folders in which that lies.
       initial_checkpoint: parameters to start from; see the module's docstring.
+      first_step: where counting starts; None for the step of a T5X checkpoint, and 0 with any other.
       model: architecture of a randomly initialised student.
       initialiser: makes its parameters from architecture and seed; T5's own by default.
       vocabulary: folder of its tokenizer files, or one of a shipped collection (`python_docs/vocabulary`).
       contract: how a pair becomes token ids and a score; the checkpoint's own by default.
+      task_feature_lengths: T5X's {"inputs": tokens}: the contract's `max_length`; None leaves it.
       compute: activations' dtype and rematerialisation.
       mesh: the device mesh; all devices on `data` by default.
       dropout_rate: overrides the architecture's.
@@ -239,7 +168,15 @@ def train(
         layout = dataclasses.replace(layout, kind="packed")
     trainer.check_batch_size(batch_size, accumulation, mesh, packed=layout.kind == "packed")
     choose = functools.partial(
-        choose_student, initial_checkpoint, model, initialiser, seed, vocabulary, contract, dropout_rate
+        choose_student,
+        initial_checkpoint,
+        model,
+        initialiser,
+        seed,
+        vocabulary,
+        contract,
+        dropout_rate,
+        task_feature_lengths,
     )
     student = resumed_student(model_dir) or choose()
     built_optimizer = optimizers.build(optimizer(learning_rate), max_grad_norm)
@@ -295,16 +232,16 @@ def train(
         state = train_state.TrainState(**tree)
         announce(f"resuming {model_dir} at step {position['step']}")
     else:
-        state, position = (
-            initial_state(student, built_optimizer, seed, abstract),
-            stored_position(0, math.inf),
-        )
+        start = student.first_step if first_step is None else first_step
+        check_steps(total_steps, student, start)
+        state = initial_state(student, built_optimizer, seed, abstract, start)
+        position = stored_position(start, math.inf, start)
         student = dataclasses.replace(student, make_params=lambda: None)  # frees imported parameters
-    step = position["step"]
+    step, start = position["step"], position.get("first_step", 0)
     best = math.inf if position["best_validation_loss"] is None else position["best_validation_loss"]
 
     # ---- batches, and the steps compiled for their layout ----------------------------------------------------
-    batches = open_batches(stores, layout=layout, rates=rates, start_step=step)
+    batches = open_batches(stores, layout=layout, rates=rates, start_step=step - start)
     spec = trainer.StepSpec(
         config=student.config,
         compute=compute or Compute(),
@@ -367,11 +304,13 @@ def train(
             if step % checkpoint_period == 0 or last or validation_loss is not None:
                 monitor.drain()
                 with monitor.pause("checkpoint"):
-                    checkpoints.save(step, state.as_tree(), stored_position(step, best), validation_loss)
+                    checkpoints.save(
+                        step, state.as_tree(), stored_position(step, best, start), validation_loss
+                    )
         monitor.drain()
         if interruption.requested:
             with monitor.pause("checkpoint"):
-                checkpoints.save(step, state.as_tree(), stored_position(step, best))
+                checkpoints.save(step, state.as_tree(), stored_position(step, best, start))
         phases.begin("checkpoint")  # what is left is to wait for saves in flight
     if interruption.requested and step < total_steps:
         announce(f"saved step {step} in {model_dir}; run the same command to resume.")
@@ -384,18 +323,22 @@ def train(
     distributed.barrier("the end of training")
 
 
-def stored_position(step: int, best: float) -> dict[str, Any]:
-    """What a checkpoint holds beside the arrays: the data position is the step (see `data.order`)."""
-    return {"step": step, "best_validation_loss": best if math.isfinite(best) else None}
+def stored_position(step: int, best: float, first_step: int = 0) -> dict[str, Any]:
+    """What a checkpoint holds beside the arrays: the data position is `step - first_step` (see `data.order`)."""
+    return {
+        "step": step,
+        "first_step": first_step,
+        "best_validation_loss": best if math.isfinite(best) else None,
+    }
 
 
 def initial_state(
-    student: Student, optimizer: Any, seed: int, abstract: train_state.TrainState
+    student: Student, optimizer: Any, seed: int, abstract: train_state.TrainState, first_step: int
 ) -> train_state.TrainState:
-    """The state of step 0: imported parameters, or random ones created in their shards."""
+    """The first state: imported parameters, or random ones created in their shards."""
     if student.source == RANDOM:
-        return train_state.initialise(student.make_params, optimizer, seed, abstract)
-    return train_state.from_params(student.make_params(), optimizer, seed, abstract)
+        return train_state.initialise(student.make_params, optimizer, seed, abstract, first_step)
+    return train_state.from_params(student.make_params(), optimizer, seed, abstract, first_step)
 
 
 def validate(

@@ -37,13 +37,35 @@ class TrainState:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def create(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state of step 0, from initial or imported parameters."""
+def create(
+    params: Any, optimizer: optax.GradientTransformation, seed: int, first_step: int = 0
+) -> TrainState:
+    """The state before the first step, from initial or imported parameters.
+
+    Args:
+      params: the parameters.
+      optimizer: the optax optimiser.
+      seed: seed of the dropout key.
+      first_step: where counting starts. Schedules count from there; moments and their bias corrections are new.
+    """
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=jnp.full((), first_step, jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=_schedules_at(optimizer.init(params), first_step),
         dropout_key=jax.random.key_data(jax.random.key(seed)),
+    )
+
+
+def _schedules_at(opt_state: Any, step: int) -> Any:
+    """Advances what only counts for a schedule: optax's states that hold a count and nothing else."""
+
+    def only_counts(node: Any) -> bool:
+        return getattr(node, "_fields", None) == ("count",)
+
+    return jax.tree.map(
+        lambda node: node._replace(count=node.count + step) if only_counts(node) else node,
+        opt_state,
+        is_leaf=only_counts,
     )
 
 
@@ -94,26 +116,36 @@ def shardings_of(abstract: TrainState) -> TrainState:
 
 
 def initialise(
-    make_params: Callable[[], Any], optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
+    make_params: Callable[[], Any],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    abstract: TrainState,
+    first_step: int = 0,
 ) -> TrainState:
-    """Creates the state of step 0 directly in its shards: no device ever holds all of it.
+    """Creates the first state (see `create`) directly in its shards: no device ever holds all of it.
 
     Args:
       make_params: traceable function that returns freshly initialised parameters.
       optimizer: the optax optimiser.
       seed: seed of the dropout key.
       abstract: from `abstract_state`.
+      first_step: where counting starts.
     """
-    return jax.jit(lambda: create(make_params(), optimizer, seed), out_shardings=shardings_of(abstract))()
+    shardings = shardings_of(abstract)
+    return jax.jit(lambda: create(make_params(), optimizer, seed, first_step), out_shardings=shardings)()
 
 
 def from_params(
-    params: Any, optimizer: optax.GradientTransformation, seed: int, abstract: TrainState
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    abstract: TrainState,
+    first_step: int = 0,
 ) -> TrainState:
-    """Creates the state of step 0 from imported parameters, which are sharded one array at a time."""
+    """Creates the first state (see `create`) from imported parameters, which are sharded one array at a time."""
     shardings = shardings_of(abstract)
     placed = jax.tree.map(_place, params, shardings.params)
-    return jax.jit(lambda p: create(p, optimizer, seed), out_shardings=shardings)(placed)
+    return jax.jit(lambda p: create(p, optimizer, seed, first_step), out_shardings=shardings)(placed)
 
 
 def _place(value: Any, sharding: NamedSharding) -> jax.Array:

@@ -244,6 +244,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[TrainSt
 
     Returns:
       The next state, and float32 scalars: `loss` (mean over the batch), `grad_norm` (before clipping),
+      `param_norm` (before the step), `update_norm` (of what is added to the parameters),
       `documents`, `useful_tokens` (not padding) and `tokens` (all that were computed).
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
@@ -253,6 +254,8 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[TrainSt
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(gradients),
+        "param_norm": optax.tree.norm(state.params),
+        "update_norm": optax.tree.norm(updates),
         "documents": jnp.sum(batch["list_mask"]),
         "useful_tokens": useful_tokens,
         "tokens": tokens,

@@ -57,7 +57,7 @@ ROWS = (
     Row(("losses", "models", "evaluation.measures", "evaluation.significance"), mixed=False),
     Row(("corpora", "retrieval", "query_generation", "data", "tasks"), closed_to=("losses", "models")),
     Row(("checkpoints",)),
-    Row(("scorer", "scoring_calls", "trainer", "optimizers", "train_state")),
+    Row(("scorer", "scoring_calls", "students", "trainer", "optimizers", "train_state")),
     Row(("labeling", "evaluation", "aot", "benchmarks")),
     Row(("configuration",)),
     Row(
