@@ -201,6 +201,10 @@ attempt() {
 }
 
 show_failure() {
+  if [[ -n $FORWARDED ]] && ((FIRST == 128 + FORWARDED)); then
+    say "all have left after the signal."
+    return
+  fi
   say "process $FAILED of $COUNT failed first, with status $FIRST."
   [[ -n ${FLAG[log_dir]} ]] || return 0
   say "the end of $(log_of "$FAILED"):"

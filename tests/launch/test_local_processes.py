@@ -138,6 +138,8 @@ def test_a_signal_goes_to_all_once_and_ends_without_a_restart(
     assert process.returncode == status
     assert (machine.folder / "saved").read_text() == "saved\nsaved\n"
     assert "restart" not in errors
+    assert "all have left after the signal" in errors
+    assert "failed" not in errors
 
 
 def test_ctrl_c_in_a_terminal_reaches_a_process_once(machine: Machine) -> None:
