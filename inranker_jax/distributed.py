@@ -34,7 +34,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="HOST:PORT of process 0, for several processes where JAX cannot find its peers by itself",
     )
     parser.add_argument(
-        "--process_count", type=int, help="processes that take part, with --coordinator_address"
+        "--process_count",
+        type=int,
+        help="processes that take part, with --coordinator_address; without it, processes of label and evaluate that "
+        "share the work and know nothing of each other",
     )
     parser.add_argument("--process_index", type=int, help="number of this process, from 0")
 
