@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 
 from inranker_jax import progress
-from inranker_jax.errors import InputError
+from inranker_jax.errors import InputError, PeersError
 
 VARIABLES = {
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",
@@ -56,7 +56,8 @@ def join(
       (index, count) of this process; (0, 1) where it is alone.
 
     Raises:
-      InputError: one of the three is missing or out of range, or the others were not reached in time.
+      InputError: one of the three is missing or out of range.
+      PeersError: the others were not reached in time.
     """
     given = {
         "coordinator_address": coordinator_address,
@@ -78,7 +79,7 @@ def join(
             address, count, index = told
             jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=seconds)
     except (RuntimeError, ValueError) as error:
-        raise InputError(
+        raise PeersError(
             f"could not join the other processes ({told or managed_by(os.environ)}): {error}. Start all of them, with "
             "the same coordinator address, which must be reachable from every host."
         ) from error

@@ -8,7 +8,13 @@ from os import PathLike
 
 
 class InputError(ValueError):
-    """Bad input from a user: a file, a flag, a name or an array. The message names the place and the remedy."""
+    """Bad input from a user: a file, a flag, a name or an array. The message names the place and the remedy.
+
+    Attributes:
+      exit_status: of a command that ends with it.
+    """
+
+    exit_status = 2
 
     @classmethod
     def at(
@@ -33,6 +39,12 @@ class InputError(ValueError):
         if remedy:
             parts.append(remedy if remedy.endswith(".") else f"{remedy}.")
         return cls(" ".join(parts))
+
+
+class PeersError(InputError):
+    """The other processes were not reached in time. Another try may find them, and launchers make one at 75."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

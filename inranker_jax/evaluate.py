@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = evaluate(flags, settings, processes)
     except InputError as error:
         announce(f"error: {configuration.message_of(error)}")
-        return 2
+        return error.exit_status
     except KeyboardInterrupt as interrupt:
         announce("interrupted: what was finished is kept; run the same command to go on.")
         return interrupt.args[0] if interrupt.args else 130

@@ -71,7 +71,7 @@ def run_main(work: Callable[[Interruption], int | None]) -> int:
             status = work(interruption)
         except InputError as error:
             announce(f"error: {error}")
-            return 2
+            return error.exit_status
         except (Stopped, KeyboardInterrupt):
             announce("interrupted: what was finished is kept; run the same command to go on.")
             return interruption.exit_status if interruption.requested else 130

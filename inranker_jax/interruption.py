@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from types import FrameType, TracebackType
+
+
+# A cluster may tell a process and its launcher, which tells it too: so many seconds of SIGTERM are one.
+_ONE_NOTICE = 5.0
 
 
 class Interruption:
@@ -19,6 +24,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._arrived = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
@@ -34,9 +40,11 @@ class Interruption:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
+            if number == signal.SIGTERM and time.monotonic() - self._arrived < _ONE_NOTICE:
+                return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.signal_number = number
+        self.signal_number, self._arrived = number, time.monotonic()
         name = signal.Signals(number).name
         print(f"\n{name}: saving, then leaving. Send it again to leave at once.", file=sys.stderr, flush=True)
 

@@ -413,7 +413,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         announce(f"took {cost(time.time() - started)}")
     except (InputError, NonFiniteLossError) as error:
         announce(f"error: {configuration.message_of(error)}")
-        distributed.leave(status := 2 if isinstance(error, InputError) else 1)
+        distributed.leave(status := error.exit_status if isinstance(error, InputError) else 1)
         return status
     except KeyboardInterrupt:
         announce("interrupted outside the training loop: nothing was lost; run the same command again.")

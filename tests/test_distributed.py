@@ -1,0 +1,123 @@
+"""Who takes part: flags, environment, launchers, and what is told when peers are missing."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.process_group import Group, free_port
+from inranker_jax import distributed
+from inranker_jax.errors import InputError
+from inranker_jax.interruption import Interruption
+
+ALL = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_said_anything(monkeypatch):
+    for name in ALL:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # salloc or sbatch, not srun
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "Slurm"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "Cloud TPU"),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "a:1"}, "Cloud TPU, several slices"),
+    ],
+)
+def test_launchers_are_recognised(environment, launcher):
+    assert distributed.managed_by({"JAX_PLATFORMS": "cpu", **environment}) == launcher
+
+
+def test_alone_without_a_word():
+    assert distributed.join() == (0, 1)
+    assert distributed.alone()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("localhost:1234", None, None), "--process_count .*JAX_NUM_PROCESSES.*--process_index"),
+        ((None, 2, 0), "--coordinator_address"),
+        (("localhost:1234", 2, 2), "process 2 of 2: expected 0 <= index < count"),
+        (("localhost", 2, 0), "expected HOST:PORT"),
+    ],
+)
+def test_half_of_what_is_needed_is_refused(given, words):
+    with pytest.raises(InputError, match=words):
+        distributed.join(*given)
+
+
+def test_the_environment_says_the_same_as_flags(monkeypatch):
+    for name, value in zip(ALL, ("localhost:1234", "2", "many"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="process many of 2"):
+        distributed.join()
+
+
+HELLO = """
+from inranker_jax import distributed
+import sys
+index, count = distributed.join()
+distributed.barrier("here")
+assert not distributed.alone()
+if index == 1 and "leave" in sys.argv:
+    distributed.leave(7)
+if "leave" in sys.argv:
+    import time
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_processes_find_each_other():
+    with Group([sys.executable, "-c", HELLO], 3) as group:
+        ended = group.end(60)
+    assert [process.status for process in ended] == [0, 0, 0], ended[0].stderr
+    for index, process in enumerate(ended):
+        assert f"[{index}/3] on {socket.gethostname()}: 1 of 3 devices" in process.stderr
+
+
+@pytest.mark.slow
+def test_a_process_that_leaves_waits_for_nobody():
+    with Group([sys.executable, "-c", HELLO, "leave"], 2) as group:
+        began = time.monotonic()
+        assert group.processes[1].wait(50) == 7
+        assert time.monotonic() - began < 50
+
+
+@pytest.mark.slow
+def test_missing_peers_are_an_error_that_a_launcher_tries_again(monkeypatch):
+    code = (
+        "import sys, functools, jax\n"
+        "jax.distributed.initialize = functools.partial(jax.distributed.initialize, initialization_timeout=2)\n"
+        "from inranker_jax import distributed, flags\n"
+        f"sys.exit(flags.run_main(lambda _: distributed.join('127.0.0.1:{free_port()}', 2, 0)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 75, done.stderr
+    assert "could not join the other processes" in done.stderr
+
+
+def test_a_second_notice_in_the_same_moment_is_the_first():
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.requested
+        assert interruption.exit_status == 143
