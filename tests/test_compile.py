@@ -1,0 +1,168 @@
+"""`python -m inranker_jax.compile`: the whole command, in processes of its own, as it settles JAX's devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from inranker_jax.models.flops import forward_flops
+from tests.aot.recipes import needs_libtpu
+from tests.batches import TINY
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RUN = """
+include "runs/phase2_synthetic_soft.gin"
+include "meshes/fsdp.gin"
+INITIAL_CHECKPOINT_PATH = %gin.REQUIRED
+BATCH_SIZE = 16
+TRAIN_STEPS = 86400
+DTYPE = "bfloat16"
+train.contract = @prompts.ScoringContract()
+prompts.ScoringContract.name = "short"
+prompts.ScoringContract.template = "Query: {query} Document: {document} Relevant:"
+prompts.ScoringContract.label_pieces = ("\u2581false", "\u2581true")
+prompts.ScoringContract.max_length = 64
+train.model = @models.T5Config()
+models.T5Config.vocab_size = 96
+models.T5Config.d_model = 32
+models.T5Config.d_kv = 8
+models.T5Config.d_ff = 64
+models.T5Config.num_layers = 1
+models.T5Config.num_decoder_layers = 1
+models.T5Config.num_heads = 4
+packing.Layout.row_length = 64
+packing.Layout.tokens_per_call = 64
+"""
+
+
+ONE_LAYER = dataclasses.replace(TINY, num_layers=1, num_decoder_layers=1)
+
+
+@pytest.fixture
+def run_file(tmp_path: pathlib.Path) -> str:
+    path = tmp_path / "run.gin"
+    path.write_text(RUN)
+    return str(path)
+
+
+def command(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(
+        [sys.executable, "-m", "inranker_jax.compile", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
+    )
+
+
+def test_a_run_compiles_for_virtual_cpus(run_file: str, tmp_path: pathlib.Path) -> None:
+    """Neither data, nor a vocabulary, nor a checkpoint is there."""
+    output = tmp_path / "out" / "report.json"
+    done = command(f"--gin_file={run_file}", "--topology=cpu:4", f"--output={output}", "--mean_length=20")
+    assert done.returncode == 0, done.stderr
+    assert "train step for cpu:4: 4 cpu, 1 hosts" in done.stdout
+    assert "mesh data=1 x fsdp=4 x model=1; products in bfloat16" in done.stdout
+    found = json.loads(output.read_text())
+    assert found["mesh"] == {"data": 1, "fsdp": 4, "model": 1}
+    assert (found["pairs"], found["total_steps"]) == (16, 86400)
+    assert found["mean_length"] == pytest.approx(20, rel=0.3)
+    assert 0 < found["memory"]["arguments"] < found["memory"]["total"] + found["memory"]["aliased"]
+    assert found["flops_per_chip"] > 0.5 * found["useful_flops"] / 4
+    assert found["collectives"]
+
+
+@pytest.mark.slow
+def test_a_search_prints_what_it_tried_and_the_best(run_file: str, tmp_path: pathlib.Path) -> None:
+    output = tmp_path / "report.json"
+    done = command(
+        f"--gin_file={run_file}",
+        "--topology=cpu:2",
+        "--search",
+        "--meshes=data,fsdp,single,slices_data",
+        "--batch_sizes=2",
+        "--remats=none",
+        "--gin.DROPOUT_RATE=0.0",
+        f"--output={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| data | 2 | none | 2 x 1 x 1 |" in done.stdout
+    assert "leaves devices idle" in done.stdout
+    assert "the same here as data" in done.stdout
+    assert "best: --gin_file=gin/meshes/fsdp.gin --gin.train.batch_size=2" in done.stdout
+    found = json.loads(output.read_text())
+    assert [trial["mesh"] if not trial["problem"] else trial["problem"] for trial in found["tried"]] == [
+        {"data": 2, "fsdp": 1, "model": 1},
+        {"data": 1, "fsdp": 2, "model": 1},
+        "leaves devices idle",
+        "the same here as data",
+    ]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("step", ["score", "label", pytest.param("train", marks=pytest.mark.slow)])
+def test_the_tpu_compiler_compiles_each_step(step: str, run_file: str, tmp_path: pathlib.Path) -> None:
+    output = tmp_path / "report.json"
+    done = command(f"--gin_file={run_file}", "--topology=v5e-4", f"--step={step}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "compiling for v5e:2x2: 4 TPU v5 lite, 1 hosts\n"
+    for part in (
+        ": fits",
+        "MFU at most",
+        "pairs/s",
+        "of 15.750 GiB",
+        "(197 TFLOP/s, memory 819 GB/s, network 200 GB/s",
+    ):
+        assert part in done.stdout
+    found: dict[str, Any] = json.loads(output.read_text())
+    assert found["fits"] is True
+    seconds = found["seconds"]
+    assert 0 < seconds["best"] <= seconds["estimate"]
+    assert found["pairs_per_second"] == pytest.approx(found["pairs"] / seconds["estimate"])
+    if step == "train":
+        assert found["days"] == pytest.approx(86400 * seconds["estimate"] / 86400)
+        assert found["chip_hours"] == pytest.approx(found["days"] * 24 * 4)
+        assert found["useful_flops"] == pytest.approx(16 * 3 * forward_flops(ONE_LAYER, 64))
+    else:
+        assert found["mesh"] == (
+            {"data": 4, "fsdp": 1, "model": 1} if step == "label" else {"data": 1, "fsdp": 4, "model": 1}
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology=v5e:4x5"], r"error: no topology 'v5e:4x5'. Did you mean"),
+        (["--topology=cpu:8", "--gin.TRAIN_STEP=3"], "Did you mean 'TRAIN_STEPS'?"),
+        (["--topology=cpu:8", "--step=trian"], "invalid choice: 'trian'"),
+        (["--topology=cpu:8", "--search", "--step=label"], "--search with --step=label"),
+        (["--topology=cpu:8", "--search", "--meshes=fspd"], "--meshes: no 'fspd'. Did you mean 'fsdp'?"),
+        (["--topology=cpu:8", "--mesh=2x2", "--step=score"], "DATAxFSDPxMODEL"),
+        (["--topology=cpu:8", "--mean_length=65"], "mean length 65: expected 1 to 64 tokens"),
+        (["--topology=cpu:8", "--gin.partitioning.make_mesh.fsdp=3"], "needs 3 devices, but there are 8"),
+        (
+            ["--topology=cpu:8", "--gin.models.T5Config.d_model=36"],
+            "does not divide over mesh axis fsdp of size 8",
+        ),
+        ([], "the following arguments are required: --topology"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(run_file: str, arguments: list[str], message: str) -> None:
+    done = command(f"--gin_file={run_file}", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_run_without_a_model_says_what_to_bind(tmp_path: pathlib.Path) -> None:
+    done = command("--gin_file=gin/runs/adapt.gin", "--topology=cpu:2", "--gin.TRAIN_STEPS=90000")
+    assert done.returncode == 2
+    assert "no model: bind train.model" in done.stderr
