@@ -77,6 +77,7 @@ def join(
             jax.distributed.initialize(heartbeat_timeout_seconds=seconds)
         else:
             address, count, index = told
+            progress.announce(f"process {index} of {count} joins the others at {address}")
             jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=seconds)
     except (RuntimeError, ValueError) as error:
         raise PeersError(

@@ -100,17 +100,33 @@ def test_a_process_that_leaves_waits_for_nobody():
         assert time.monotonic() - began < 50
 
 
-@pytest.mark.slow
-def test_missing_peers_are_an_error_that_a_launcher_tries_again(monkeypatch):
+def join_in_a_process(address, index):
     code = (
         "import sys, functools, jax\n"
         "jax.distributed.initialize = functools.partial(jax.distributed.initialize, initialization_timeout=2)\n"
         "from inranker_jax import distributed, flags\n"
-        f"sys.exit(flags.run_main(lambda _: distributed.join('127.0.0.1:{free_port()}', 2, 0)))"
+        f"sys.exit(flags.run_main(lambda _: distributed.join({address!r}, 2, {index})))"
     )
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
     )
+
+
+@pytest.mark.slow
+def test_missing_peers_end_a_process_which_has_said_whom_it_waits_for():
+    address = f"127.0.0.1:{free_port()}"
+    done = join_in_a_process(address, 1)
+    assert done.returncode == -signal.SIGABRT, "JAX ends the process; launchers start it again"
+    assert f"process 1 of 2 joins the others at {address}" in done.stderr
+    assert "DEADLINE_EXCEEDED" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_address_that_is_taken_is_an_error_that_a_launcher_tries_again():
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.bind(("::", 0))
+        listener.listen()
+        done = join_in_a_process(f"127.0.0.1:{listener.getsockname()[1]}", 0)
     assert done.returncode == 75, done.stderr
     assert "could not join the other processes" in done.stderr
 
