@@ -25,6 +25,9 @@ def locate_run(path: str) -> tuple[Any, int | None] | None:
     if (folder / STEPS).is_dir() and not (folder / "config.json").exists():
         return folder, None
     if folder.name == STEPS and folder.is_dir():
+        # T5X calls its steps so, and lets its users call their folder what they like.
+        if any(child.name.startswith("checkpoint_") for child in folder.iterdir()):
+            return None
         return folder.parent, None
     if folder.parent.name == STEPS and folder.name.isdigit() and folder.is_dir():
         return folder.parent.parent, int(folder.name)
