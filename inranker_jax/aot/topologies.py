@@ -162,7 +162,7 @@ def _tpu(version: str, shape: tuple[int, ...], slices: int) -> Topology:
 
     with _environment():
         try:
-            devices = topologies.get_topology_desc(name, "tpu", **options).devices
+            devices: Any = topologies.get_topology_desc(name, "tpu", **options).devices
         except jax.errors.JaxRuntimeError as error:
             raise InputError(f"libtpu refuses {name}: {error}. Known: {known_names()}.") from error
     wraps = all(size == 16 if len(shape) == 2 else size % 4 == 0 for size in shape if size > 1)
