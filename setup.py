@@ -57,6 +57,9 @@ TRAIN = [
 ]
 # Teachers and query generators of other people's making.
 TEACHERS = [*LABEL, "sentence-transformers>=5.0", "torch>=2.6", "transformers>=5.0,<6"]
+# gs:// and s3:// paths.
+GCS = ["gcsfs>=2026.9"]
+S3 = ["s3fs>=2026.9"]
 BEAM = ["apache-beam>=2.70", "google-crc32c>=1.7"]
 # What `benchmarks/scoring.py` and `training.py` measure beside us.
 BENCHMARK = [
@@ -71,6 +74,12 @@ DEV = [
     *TRAIN,
     *TEACHERS,
     *BEAM,
+    *GCS,
+    *S3,
+    # A stand-in for S3.
+    "moto>=5.2",
+    "flask>=3.1",
+    "flask-cors>=6.0",
     "mypy>=1.18",
     "pytest>=8.4",
     # The tests of launch/ read its manifests and check its scripts.
@@ -116,6 +125,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
         "beam": BEAM,
+        "gcs": GCS,
+        "s3": S3,
         "benchmark": BENCHMARK,
     },
     classifiers=[

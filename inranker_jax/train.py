@@ -30,6 +30,7 @@ from inranker_jax import (
     distributed,
     manifest,
     optimizers,
+    paths,
     quiet,
     train_state,
     trainer,
@@ -148,10 +149,7 @@ def train(
       NonFiniteLossError: the loss or gradient of a batch is not finite.
       SystemExit: SIGTERM or Ctrl-C arrived; everything was saved.
     """
-    if "://" in model_dir:
-        raise InputError(
-            f"{model_dir}: expected a local folder for the run (remote ones are not supported yet)."
-        )
+    paths.check_reachable(model_dir)
     phases = Phases(started)
     # ---- data registry: TensorFlow and SeqIO are imported here, and nowhere earlier --------------------------
     from inranker_jax import data

@@ -9,6 +9,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
+from inranker_jax import paths
 from inranker_jax.models import Params, T5Config
 
 if TYPE_CHECKING:
@@ -59,13 +60,15 @@ def load_model(path_or_hub_id: str | os.PathLike[str], *, on_host: bool = False)
 
     source = os.fspath(path_or_hub_id)
     place = (lambda _, array: array) if on_host else None
+    if folders.is_native(source):
+        from inranker_jax.checkpoints import native  # and Orbax, which takes a while
+
+        return native.load(source)
     t5x_checkpoint = t5x_folders.locate(source)
     if t5x_checkpoint is not None:
         from inranker_jax.checkpoints import t5x
 
         return t5x.load(t5x_checkpoint, source, place)
-    if folders.is_native(source):
-        from inranker_jax.checkpoints import native  # and Orbax, which takes a while
-
-        return native.load(source)
+    if paths.is_remote(source):
+        return dataclasses.replace(huggingface.load(paths.local_copy(source), place=place), source=source)
     return huggingface.load(source, place=place)
