@@ -40,6 +40,7 @@ class Collective:
       group: partitions that take part, of the first group.
       in_loop: whether a loop runs it.
       overlapped: whether computation goes on while it runs.
+      between_slices: whether the compiler made it a transfer between TPU slices; `group` then counts slices.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Collective:
     group: tuple[int, ...]
     in_loop: bool
     overlapped: bool
+    between_slices: bool = False
 
     @property
     def wire_bytes(self) -> float:
@@ -131,7 +133,7 @@ class _Counter:
         """All that were visited, equal ones together, the largest first."""
         merged: dict[tuple[object, ...], Collective] = {}
         for item in self._found.values():
-            key = (item.kind, item.payload, item.group, item.in_loop, item.overlapped)
+            key = (*dataclasses.astuple(dataclasses.replace(item, count=0.0)),)
             count = item.count + (merged[key].count if key in merged else 0.0)
             merged[key] = dataclasses.replace(item, count=count)
         return sorted(merged.values(), key=lambda item: -item.wire_bytes)
@@ -245,6 +247,10 @@ class _Counter:
         if opcode in COLLECTIVES:
             self._note(home, instruction, computation, times, in_loop, opcode != instruction.opcode)
             return True
+        if opcode in ("send", "recv"):
+            if opcode == "send":
+                self._note_transfer(home, instruction, computation, times, in_loop)
+            return True
         if opcode not in ("fusion", "async"):
             return False
         for name in instruction.called("calls", "called_computation"):
@@ -281,6 +287,18 @@ class _Counter:
             overlapped, times = overlapped or before.overlapped, before.count
         group = hlo.group_of(item.attributes, self._devices)
         self._found[key] = Collective(key[1], times, payload, group, in_loop, overlapped)
+
+    def _note_transfer(
+        self, home: str, item: Instruction, computation: Computation, times: float, in_loop: bool
+    ) -> None:
+        """Notes a transfer between slices, which the TPU compiler writes as `send` and `recv` of the host's runtime."""
+        named = dict(re.findall(r'_xla_megascale_(\w+)="([^"]*)"', item.attributes))
+        kind = named.get("transfer_type", "one_to_one").lower().replace("_", "-")
+        kind = kind if kind in COLLECTIVES else "collective-permute"
+        slices = named.get("target", "{0,1}").split("}")[0].count(",") + 1
+        payload = _size(computation[item.operands[0]].outputs) * (slices if kind == "all-gather" else 1)
+        group = tuple(range(slices))
+        self._found[home, "send", item.name] = Collective(kind, times, payload, group, in_loop, True, True)
 
 
 def _targets(computation: Computation) -> str:

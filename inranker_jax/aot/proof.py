@@ -13,7 +13,7 @@ import jax
 from inranker_jax.aot import costs, hlo
 from inranker_jax.aot.costs import Collective, Costs
 from inranker_jax.aot.programs import Program
-from inranker_jax.aot.topologies import Topology, crosses_slices
+from inranker_jax.aot.topologies import Topology
 from inranker_jax.hardware import Chip
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -211,6 +211,11 @@ def roofline(found: Costs, topology: Topology, chip: Chip, program: Program) -> 
 
 def network_seconds(item: Collective, topology: Topology, chip: Chip, devices: int) -> float:
     """Seconds of all executions of a collective; see `roofline`."""
-    if crosses_slices(topology, item.group, devices):
+    if is_far(item, topology, devices):
         return item.wire_bytes / chip.dcn_bandwidth
     return item.wire_bytes / (chip.ici_bandwidth * (1.0 if topology.wraps else 0.5))
+
+
+def is_far(item: Collective, topology: Topology, devices: int) -> bool:
+    """Whether a collective takes the network between slices; a mesh has its devices one slice after another."""
+    return item.between_slices or len({place * topology.slices // devices for place in item.group}) > 1

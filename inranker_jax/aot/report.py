@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from inranker_jax.aot.costs import Collective
-from inranker_jax.aot.proof import Proof
-from inranker_jax.aot.topologies import crosses_slices
+from inranker_jax.aot.proof import Proof, is_far
 
 _DAY = 86400.0
 ASSUMPTIONS = (
@@ -82,7 +81,7 @@ def _cost_lines(proof: Proof) -> list[str]:
         wire = sum(item.wire_bytes for item in many)
         hidden = sum(item.wire_bytes for item in many if item.overlapped)
         looped = sum(item.count for item in many if item.in_loop)
-        far = sum(item.wire_bytes for item in many if crosses_slices(proof.topology, item.group, devices))
+        far = sum(item.wire_bytes for item in many if is_far(item, proof.topology, devices))
         notes = [f"{hidden / max(wire, 1.0):.0%} beside computation"]
         notes += [f"{looped:g} in loops"] if looped else []
         notes += [f"{_mib(far)} between slices"] if far else []

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -186,13 +186,3 @@ def _environment() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def slice_of(topology: Topology, partition: int, partitions: int) -> int:
-    """The slice of a program's partition, whose mesh has them one slice after another."""
-    return partition * topology.slices // max(1, partitions)
-
-
-def crosses_slices(topology: Topology, group: Sequence[int], partitions: int) -> bool:
-    """Whether a group of partitions talks over the slow network."""
-    return len({slice_of(topology, partition, partitions) for partition in group}) > 1

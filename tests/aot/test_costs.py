@@ -138,3 +138,30 @@ def test_a_collective_beside_fusions_of_the_tpu_compiler_counts_once() -> None:
     # What lies on the chip (S(1)) is no traffic, and of a slice only the slice is read.
     start, row = 16 * 64 * 2, 2 * 64 * 4
     assert found.bytes == start + row + (16 * 64 + 2 * 64 * 64) * 2
+
+
+TRANSFERS = """HloModule m
+
+ENTRY %e (a: f32[16,64]) -> f32[16,64] {
+  %a = f32[16,64]{1,0} parameter(0)
+  %t = token[] after-all()
+  %send = (f32[16,64]{1,0}, u32[], token[]) send(%a, %t), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[16,64]{1,0}, u32[], token[]) recv(%t), channel_id=2, is_host_transfer=true
+  %sent = token[] send-done(%send), channel_id=1
+  %gather = (f32[16,64]{1,0}, u32[], token[]) send(%a, %t), channel_id=3, frontend_attributes={_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_GATHER"}
+  %received = (f32[16,64]{1,0}, token[]) recv-done(%recv), channel_id=2
+  ROOT %r = f32[16,64]{1,0} get-tuple-element(%received), index=0
+}
+"""  # noqa: E501
+
+
+def test_transfers_between_slices_are_collectives_of_slices() -> None:
+    found = costs.of(hlo.parse(TRANSFERS), 12)
+    size = 16 * 64 * 4
+    assert {
+        (item.kind, item.between_slices, len(item.group), item.wire_bytes) for item in found.collectives
+    } == {
+        ("all-reduce", True, 3, pytest.approx(2 * 2 / 3 * size)),
+        ("all-gather", True, 3, pytest.approx(2 * size)),
+    }
+    assert found.bytes == 0

@@ -118,6 +118,21 @@ def test_the_tpu_compiler_says_what_does_not_fit() -> None:
 
 @pytest.mark.slow
 @needs_libtpu
+def test_gradients_cross_the_network_between_slices() -> None:
+    machine = topologies.describe("v5e:2x2", slices=2)
+    mesh = make_mesh(2, 4, 1, slices=2, devices=machine.devices)
+    config = dataclasses.replace(recipe(mesh).config, num_layers=1, num_decoder_layers=1)
+    found = proof.prove(programs.training(recipe(mesh, config=config), machine), machine)
+    assert found.costs is not None
+    far = [item for item in found.costs.collectives if proof.is_far(item, machine, 8)]
+    # At least a chip's share of the gradients, and of arrays as small as these up to all of them.
+    assert 4 * config.num_params / 4 < sum(item.wire_bytes for item in far) < 5 * config.num_params
+    assert {len(item.group) for item in far} == {2}
+    assert "between slices" in report.text(found)
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_a_step_compiled_by_the_tpu_compiler() -> None:
     """The real one, for four chips of a v5e, with tiny arrays: what is counted there agrees with what is by hand."""
     machine = topologies.describe("v5e:2x2")
