@@ -158,10 +158,7 @@ ENTRY %e (a: f32[16,64]) -> f32[16,64] {
 def test_transfers_between_slices_are_collectives_of_slices() -> None:
     found = costs.of(hlo.parse(TRANSFERS), 12)
     size = 16 * 64 * 4
-    assert {
-        (item.kind, item.between_slices, len(item.group), item.wire_bytes) for item in found.collectives
-    } == {
-        ("all-reduce", True, 3, pytest.approx(2 * 2 / 3 * size)),
-        ("all-gather", True, 3, pytest.approx(2 * size)),
-    }
+    assert all(item.between_slices and len(item.group) == 3 for item in found.collectives)
+    sent = {item.kind: item.wire_bytes for item in found.collectives}
+    assert sent == {"all-reduce": pytest.approx(2 * 2 / 3 * size), "all-gather": pytest.approx(2 * size)}
     assert found.bytes == 0
