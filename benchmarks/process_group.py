@@ -47,7 +47,7 @@ class Group:
             told = {
                 "JAX_PLATFORMS": "cpu",
                 "JAX_NUM_CPU_DEVICES": str(devices),
-                "INRANKER_JAX_HEARTBEAT_SECONDS": "10",
+                "INRANKER_JAX_HEARTBEAT_SECONDS": "60",
                 "PYTHONUNBUFFERED": "1",
             }
             if count > 1:
