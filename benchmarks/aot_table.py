@@ -6,13 +6,15 @@
     python benchmarks/aot_table.py --report_only              # docs/pods.md anew from what is there
 
 Each cell is `python -m inranker_jax.compile` in a process of its own, whose report is kept in `--cache`; a cell that is
-there, made by the same command of the same versions, is not made again. So this may be stopped at any time. A training
+there, made by the same command with the same compiler and sources, is not made again. So this may be stopped at any time. A training
 step that does not fit as its recipe says is tried again with more rematerialisation.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -37,6 +39,8 @@ CHIPS = {"v5e-4": 4, "v5e-16": 16, "v5e-256": 256, "v4-128": 64}
 BATCH, STEPS_OF_RUN = 32, 329_000
 REMATS = ("none", "dots", "full")
 MISSING = "not made yet"
+SOURCES = ("aot/*.py", "models/*.py", "losses/*.py", "data/micro_batches.py", "packing.py", "partitioning.py",
+           "optimizers.py", "train_state.py", "trainer.py", "scorer.py", "hardware.py")  # fmt: skip
 
 
 def batch_size(slice_name: str) -> int:
@@ -64,9 +68,15 @@ def arguments(size: str, slice_name: str, step: str, remat: str | None) -> list[
     return flags + ([f'--gin.REMAT="{remat}"'] if remat else [])
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Those that decide what is compiled, beside our own code."""
-    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    """What decides a cell beside its command: the compiler, and our own code of the steps and of their counting."""
+    digest = hashlib.sha256()
+    for pattern in SOURCES:
+        for path in sorted((ROOT / "inranker_jax").glob(pattern)):
+            digest.update(path.read_bytes())
+    found = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    return {**found, "sources": digest.hexdigest()[:12]}
 
 
 def make_cell(
@@ -173,7 +183,7 @@ def markdown(cells: dict[tuple[str, str, str], dict[str, Any]]) -> str:
     """The table."""
     rows = [HEADER, *(row(*key, report) for key, report in cells.items())]
     lines = ["| " + " | ".join(cells_) + " |" for cells_ in rows]
-    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    made = ", ".join(f"{name} {version}" for name, version in versions().items() if name != "sources")
     return "\n".join(
         [
             lines[0],

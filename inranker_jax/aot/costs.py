@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-from inranker_jax.aot import hlo
+from inranker_jax.aot import hlo, loops
 from inranker_jax.aot.hlo import Array, Computation, Instruction, Module
 
 COLLECTIVES = (
@@ -144,7 +144,7 @@ class _Counter:
         for instruction in computation.values():
             opcode = instruction.opcode
             if opcode == "while":
-                yield from self._loop(instruction, times)
+                yield from self._loop(instruction, computation, times)
             elif opcode == "conditional":
                 yield from self._branches(instruction, times, in_loop)
             elif opcode in ("call", "async-start") and not self._is_collective(instruction):
@@ -156,10 +156,10 @@ class _Counter:
                 flops = self._flops(instruction, computation)
                 yield Work(times * flops, times * self._bytes(instruction, computation))
 
-    def _loop(self, instruction: Instruction, times: float) -> Iterator[Work]:
-        known = re.search(r'known_trip_count["\\]*:\s*\{["\\]*n["\\]*:["\\]*(\d+)', instruction.attributes)
+    def _loop(self, instruction: Instruction, computation: Computation, times: float) -> Iterator[Work]:
+        known = loops.trips(self._module, instruction, computation)
         self.unknown_loops += known is None
-        trips = float(known[1]) if known else self._trips
+        trips = self._trips if known is None else known
         for called in instruction.called("body", "condition"):
             yield from self.visit(called, times * trips, True)
 

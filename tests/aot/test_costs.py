@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,39 @@ def test_a_loop_of_unknown_length_counts_the_trips_that_are_given() -> None:
     found = count(looped, SQUARE, jax.ShapeDtypeStruct((), jnp.int32), trips=2.5)
     assert found.flops == 2.5 * PRODUCT
     assert found.unknown_loops == 1
+
+
+def test_a_loop_whose_counter_is_in_its_state_counts_its_trips() -> None:
+    """As the TPU compiler writes them, without a note: counters that are compared, added to, fused, and passed on."""
+
+    def stepped(x: jax.Array) -> jax.Array:
+        state = (jnp.int32(3), x, jnp.int32(20))
+        return jax.lax.while_loop(lambda s: s[0] < s[2], lambda s: (s[0] + 4, s[1] @ x, s[2]), state)[1]
+
+    def falling(x: jax.Array) -> jax.Array:
+        state = (jnp.int32(9), x)
+        return jax.lax.while_loop(lambda s: s[0] >= 1, lambda s: (s[0] - 2, s[1] @ x), state)[1]
+
+    for function, expected in ((stepped, 5), (falling, 5)):
+        text = jax.jit(function).lower(SQUARE).compile().as_text() or ""
+        module = hlo.parse(re.sub(r'"known_trip_count":\{"n":"\d+"\},?', "", text))
+        found = costs.of(module, 1, trips=100.0)
+        assert (found.flops, found.unknown_loops) == (expected * PRODUCT, 0)
+
+
+def test_layers_in_a_loop_count_each() -> None:
+    def layers(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda y, w: (jnp.tanh(y @ w), None), x, weights)[0]
+
+    def loss(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(layers(x, weights))
+
+    weights = jax.ShapeDtypeStruct((6, SIDE, SIDE), jnp.float32)
+    text = jax.jit(jax.grad(loss)).lower(weights, SQUARE).compile().as_text() or ""
+    found = costs.of(hlo.parse(text.replace("known_trip_count", "known")), 1, trips=100.0)
+    # Forward, and two products backward; the gradient of the first layer's input is nobody's.
+    assert 17 * PRODUCT <= found.flops <= 18 * PRODUCT
+    assert found.unknown_loops == 0
 
 
 def test_of_two_branches_the_larger_counts() -> None:
