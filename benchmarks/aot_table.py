@@ -6,8 +6,8 @@
     python benchmarks/aot_table.py --report_only              # docs/pods.md anew from what is there
 
 Each cell is `python -m inranker_jax.compile` in a process of its own, whose report is kept in `--cache`; a cell that is
-there, made by the same command with the same compiler and sources, is not made again. So this may be stopped at any time. A training
-step that does not fit as its recipe says is tried again with more rematerialisation.
+there, made by the same command with the same compiler and sources, is not made again. So this may be stopped at any
+time. A training step that does not fit as its recipe says is tried again with more rematerialisation.
 """
 
 from __future__ import annotations
