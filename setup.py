@@ -70,12 +70,15 @@ BENCHMARK = [
     "torch>=2.6",
     "transformers>=5.0,<6",
 ]
+# The compiler of real TPUs; it needs no TPU. Not beside [tpu]: jax[tpu] pins a libtpu of its own.
+TPU_COMPILER = ["libtpu==0.0.51; platform_system == 'Linux' and platform_machine == 'x86_64'"]
 DEV = [
     *TRAIN,
     *TEACHERS,
     *BEAM,
     *GCS,
     *S3,
+    *TPU_COMPILER,
     # A stand-in for S3.
     "moto>=5.2",
     "flask>=3.1",
@@ -122,6 +125,7 @@ setup(
         "teachers": TEACHERS,
         "train": TRAIN,
         "dev": DEV,
+        "tpu_compiler": TPU_COMPILER,
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
         "beam": BEAM,

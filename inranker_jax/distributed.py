@@ -163,9 +163,14 @@ def leave(status: int) -> None:
         os._exit(status)
 
 
-def barrier(name: str) -> None:
-    """Waits until all processes are here."""
-    if not alone():
-        from jax.experimental import multihost_utils
+def barrier(name: str, seconds: float = 7 * 24 * 3600.0) -> None:
+    """Waits until all processes are here; each name serves once.
 
-        multihost_utils.sync_global_devices(name)
+    It waits in the coordination service: a collective of the devices would give up on a slow peer after half a
+    minute on CPUs. JAX has no public name for that service.
+    """
+    if not alone():
+        from jax._src.distributed import global_state
+
+        assert global_state.client is not None
+        global_state.client.wait_at_barrier(f"inranker_jax/{name}", round(seconds * 1000))

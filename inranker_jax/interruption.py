@@ -8,7 +8,6 @@ import sys
 import time
 from types import FrameType, TracebackType
 
-
 # A cluster may tell a process and its launcher, which tells it too: so many seconds of SIGTERM are one.
 _ONE_NOTICE = 5.0
 

@@ -141,7 +141,7 @@ def _slices_of(devices: Sequence[jax.Device], slices: int) -> list[list[jax.Devi
 
 def single_device_mesh() -> Mesh:
     """A mesh of this process's first device alone, however many there are."""
-    return make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
+    return make_mesh(1, 1, 1, devices=list(_devices.get() or jax.local_devices())[:1])
 
 
 def _product(sizes: Mapping[str, int]) -> str:
@@ -227,30 +227,43 @@ def batch_ways(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def data_share(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process reads, of how many.
+def _parts(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """By process: which of the `batch_ways` parts of a batch its devices hold."""
+    owners: dict[int, set[int]] = {}
+    for place, device in np.ndenumerate(mesh.devices):
+        owners.setdefault(device.process_index, set()).add(place[0] * mesh.shape["fsdp"] + place[1])
+    return {process: tuple(sorted(parts)) for process, parts in owners.items()}
 
-    Processes whose devices hold the same rows (tensor parallelism over hosts) read the same part.
+
+def own_ways(mesh: Mesh) -> tuple[int, ...]:
+    """Which of a batch's `batch_ways` parts this process's devices hold, ascending.
+
+    They need not be neighbours: on a TPU slice the mesh follows the network, not the hosts.
+    """
+    return _parts(mesh).get(jax.process_index(), ())
+
+
+def data_share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of every batch this process reads, of how many.
+
+    Processes whose devices hold the same rows (tensor parallelism over hosts) read the same share.
 
     Returns:
-      (index, count): the batch is cut into `count` equal runs of rows, and this process reads run `index`.
+      (index, count): a batch's lists are cut into `count` equal runs, and this process reads run `index`. Where its
+      rows lie in the arrays is another question, see `own_ways`.
 
     Raises:
       InputError: the mesh gives processes unequal or overlapping parts.
     """
-    owners: dict[int, set[int]] = {}
-    for place, device in np.ndenumerate(mesh.devices):
-        row = place[0] * mesh.shape["fsdp"] + place[1]
-        owners.setdefault(device.process_index, set()).add(row)
-    parts = sorted({tuple(sorted(rows)) for rows in owners.values()})
-    taken = [row for part in parts for row in part]
-    if len({len(part) for part in parts}) != 1 or sorted(taken) != list(range(batch_ways(mesh))):
+    parts = _parts(mesh)
+    shares = sorted(set(parts.values()))
+    taken = [part for share in shares for part in share]
+    if len({len(share) for share in shares}) != 1 or sorted(taken) != list(range(batch_ways(mesh))):
         raise InputError(
-            f"mesh {dict(mesh.shape)}: the {len(owners)} processes would read unequal or overlapping parts of a batch. "
+            f"mesh {dict(mesh.shape)}: the {len(parts)} processes would read unequal or overlapping parts of a batch. "
             "Let the model axis either stay within one process or span whole ones."
         )
-    mine = owners.get(jax.process_index())
-    return parts.index(tuple(sorted(mine))) if mine else 0, len(parts)
+    return shares.index(own_ways(mesh)) if own_ways(mesh) else 0, len(shares)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import importlib.util
 import logging
 import os
 import sys
@@ -37,6 +39,10 @@ def libraries() -> None:
     """Sets the log levels of chatty libraries to warnings, or errors where their warnings are routine."""
     for name, level in (("absl", logging.ERROR), ("bm25s", logging.WARNING), ("orbax", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
+    if importlib.util.find_spec("libtpu") and not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"):
+        # The compiler of TPUs without a TPU: JAX would say on every start that it cannot tell which it is.
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import itertools
 import math
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption, SharedInterruption
 from inranker_jax.models import Compute, T5Config, flops, t5
 from inranker_jax.packing import Layout
-from inranker_jax.partitioning import batch_ways, data_share, make_mesh
+from inranker_jax.partitioning import batch_ways, data_share, make_mesh, own_ways
 from inranker_jax.progress import announce, cost
 from inranker_jax.prompts import ScoringContract
 from inranker_jax.students import RANDOM, Student, check_steps, choose_student, resumed_student
@@ -200,6 +201,7 @@ def train(
         process_count=shares,
         platform=mesh.devices.flat[0].platform,
         ways=batch_ways(mesh),
+        own_ways=own_ways(mesh),
         accumulation=accumulation,
         whole_lists=trainer.needs_whole_lists(loss),
     )
@@ -415,7 +417,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         announce("interrupted outside the training loop: nothing was lost; run the same command again.")
+        distributed.leave(130)
         return 130
+    except Exception:
+        if not distributed.alone():
+            traceback.print_exc()
+            distributed.leave(1)
+        raise
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_killed_processes_end_with_the_same_bytes(setting, two_processes):
             group.wait_for(marker)
             group.pause(chance.uniform(0, 0.1))
             group.kill(*victims)
-            for ended in group.end(60):
+            for ended in group.end(180):
                 assert ended.status != 0
     ended = run(setting, output, 2, 2, *FSDP)
     assert "resuming" in ended[0].stderr
@@ -84,19 +85,66 @@ def test_killed_processes_end_with_the_same_bytes(setting, two_processes):
 
 @pytest.mark.slow
 def test_a_preemption_of_one_process_saves_all_at_the_same_step(setting, two_processes):
+    """Twice, in a new run and in a resumed one, with a save at every step that the notice may fall into."""
     output = setting.parent / "preempted"
-    # No checkpoints but the one of the notice.
-    seldom = ("--gin.train.checkpoint_period=100", "--gin.train.validation_split=None")
-    with start(setting, output, 2, 2, *FSDP, *seldom) as group:
-        group.wait_for("step 3/")
-        group.processes[1].terminate()
-        ended = group.end(60)
-    assert [process.status for process in ended] == [143, 143], ended[0].stderr + ended[1].stderr
-    lines = [line for process in ended for line in process.stderr.splitlines() if "saved step" in line]
-    assert len(lines) == 2
-    assert len({line.split("] ", 1)[1] for line in lines}) == 1, "both name the same step"
-    run(setting, output, 2, 2, *FSDP, *seldom)
+    often = ("--gin.train.checkpoint_period=1", "--gin.train.validation_split=None")
+    for victim, marker in ((1, "step 3/"), (0, "step 7/")):
+        with start(setting, output, 2, 2, *FSDP, *often) as group:
+            group.wait_for(marker)
+            group.processes[victim].terminate()
+            ended = group.end(120)
+        assert [process.status for process in ended] == [143, 143], ended[0].stderr + ended[1].stderr
+        lines = [line for process in ended for line in process.stderr.splitlines() if "saved step" in line]
+        assert len(lines) == 2
+        assert len({line.split("] ", 1)[1] for line in lines}) == 1, "both name the same step"
+    run(setting, output, 2, 2, *FSDP, *often)
     tiny_run.assert_same_bytes(tiny_run.final_state(output), tiny_run.final_state(two_processes[0]))
+
+
+def start_patched(setting, output, patch, *more):
+    """Two processes of two devices that run `patch` first."""
+    code = f"{patch}\nimport sys\nfrom inranker_jax.train import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *tiny_run.flags(setting, output, *more)]
+    return Group(command, 2, 2, tiny_run.environment(setting.parent))
+
+
+OTHER_ORDER = """
+import numpy as np
+from inranker_jax import partitioning
+partitioning._grid = lambda shape, devices: np.asarray([devices[i] for i in (0, 2, 1, 3)]).reshape(shape)
+"""
+
+
+@pytest.mark.slow
+def test_a_mesh_that_follows_the_network_trains_the_same(setting, tmp_path):
+    """On a TPU slice the devices of a host are not neighbours in the mesh."""
+    more = (*MESH, *STEADY, "--gin.TRAIN_STEPS=3", "--gin.train.validation_split=None")
+    with start_patched(setting, tmp_path / "other", OTHER_ORDER, *more) as group:
+        ended = group.end()
+    assert [process.status for process in ended] == [0, 0], ended[0].stderr
+    alone = run(setting, tmp_path / "alone", 1, 1, *more)
+    assert losses(ended[0]) == pytest.approx(losses(alone[0]), abs=2e-4)
+
+
+FAILS = """
+import os
+from inranker_jax.data import batches
+make = batches.BatchMaker.__call__
+def fail(self, step):
+    if step == 3 and os.environ["JAX_PROCESS_ID"] == "1":
+        raise OSError("the disk is gone")
+    return make(self, step)
+batches.BatchMaker.__call__ = fail
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all(setting, tmp_path):
+    with start_patched(setting, tmp_path, FAILS, *MESH, "--gin.train.validation_split=None") as group:
+        ended = group.end(200)
+    assert ended[1].status == 1
+    assert "OSError: the disk is gone" in ended[1].stderr
+    assert ended[0].status != 0
 
 
 @pytest.mark.slow

@@ -64,6 +64,17 @@ def _options(keep_latest: int, keep_best: int, read_only: bool) -> ocp.Checkpoin
     )
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves notices of preemption to `interruption`, which asks JAX for them with numbers of its own.
+
+    JAX settles the step at which all processes stop by the numbers that it is asked with. Were Orbax to ask with
+    its steps in between, a notice that comes during a save would be settled on a number that never comes.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 def _alone() -> Any:
     """A process that only reads waits for no other: the others may be doing something else."""
     index = jax.process_index()
@@ -78,7 +89,7 @@ def _manager(folder: Any, keep_latest: int = 1, keep_best: int = 1, read_only: b
 
 
 def _open(folder: Any, keep_latest: int, keep_best: int, read_only: bool) -> Any:
-    return ocp.CheckpointManager(
+    return _Manager(
         folder,
         options=_options(keep_latest, keep_best, read_only),
         item_names=("state", "position", "model"),

@@ -85,6 +85,7 @@ class BatchMaker:
         ways: int = 1,
         accumulation: int = 1,
         whole_lists: bool = True,
+        own_ways: Sequence[int] = (),
     ):
         """See `BatchStream`."""
         longest = max(store.max_list_size for store in stores)
@@ -125,7 +126,11 @@ class BatchMaker:
                 )
             # The shape of this process's part, which is every other's too: all look at the same sample.
             lists, together = (self.rows, list_size) if whole_lists else (self.rows * list_size, 1)
-            self.ways = max(1, ways // process_count)
+            if ways % process_count:
+                raise InputError(f"ways={ways} does not split over {process_count} processes.")
+            self.ways = ways // process_count
+            first = process_index * self.ways
+            self.own_ways = np.array(own_ways or range(first, first + self.ways))
             self.shape = micro_batches.choose_shape(
                 self.layout, lists, together, sample, ways=self.ways, accumulation=accumulation
             )
@@ -213,7 +218,8 @@ class BatchMaker:
             shape.count * shape.rows,
         )
         places = np.zeros(lead, np.int32)
-        row += self.process_index * shape.rows  # in the micro-batch of all processes
+        each = shape.rows // self.ways
+        row = self.own_ways[row // each] * each + row % each  # in the micro-batch of all processes
         flat, start = row * shape.slots + division.slot, 0
         for home, example in zip(homes, examples, strict=True):
             places[home][: len(example)] = flat[start : start + len(example)]
@@ -292,6 +298,7 @@ class BatchStream:
         ways: int = 1,
         accumulation: int = 1,
         whole_lists: bool = True,
+        own_ways: Sequence[int] = (),
     ):
         """Opens a stream.
 
@@ -315,10 +322,12 @@ class BatchStream:
           layout: padded, bucketed or packed, see `Batch`. The length of packed rows that it leaves open is chosen
             for the data.
           platform: JAX's name of the devices' platform, which decides what else the layout leaves open.
-          ways: packed: devices over which rows and lists of a micro-batch are divided.
+          ways: packed: devices over which rows and lists of a micro-batch are divided, a multiple of `process_count`.
           accumulation: packed: no micro-batch has more than `batch_size` / `accumulation` lists.
           whole_lists: packed: whether the documents of a list must be in one micro-batch. If not, each is a list of
             its own, which fills rows better and is the same to a loss that looks at one document at a time.
+          own_ways: packed: which of the `ways` are this process's, see `partitioning.own_ways`; by default the
+            `process_index`-th run of them.
 
         Raises:
           InputError: an argument is out of range, or the data's lists are longer than `list_size`.
@@ -342,6 +351,7 @@ class BatchStream:
             ways,
             accumulation,
             whole_lists,
+            own_ways,
         )
         self.fingerprints: dict[str, dict[str, Any]] = {
             store.name: {"examples": len(store), "sha256": store.fingerprint} for store in stores

@@ -316,6 +316,41 @@ def test_packed_parts_of_several_processes_fit_together(open_stream: Any, whole_
             assert ((homes >= number * rows) & (homes < (number + 1) * rows)).all()
 
 
+@pytest.mark.parametrize("own_ways", [((0, 1), (2, 3)), ((0, 3), (1, 2)), ((1, 2), (0, 3))])
+def test_documents_are_where_the_devices_of_their_process_are(
+    open_stream: Any, contract: ScoringContract, tokenizer: Tokenizer, own_ways: Any
+) -> None:
+    """As on a TPU slice, whose mesh follows the network: a process's rows are not neighbours."""
+    slots, more = 5, {"layout": Layout("packed", row_length=80, slots=5, tokens_per_call=160), "ways": 4}
+    shards = [
+        open_stream(**more, num_epochs=1, process_index=i, process_count=2, own_ways=ways)
+        for i, ways in enumerate(own_ways)
+    ]
+    for pieces in zip(*shards, strict=True):
+        count, rows, length = pieces[0]["tokens"].shape
+        whole = {
+            name: np.zeros((count, 4, rows // 2, length), np.int32) for name in ("tokens", "segment_ids")
+        }
+        for ways, piece in zip(own_ways, pieces, strict=True):
+            for name, array in whole.items():
+                array[:, list(ways)] = piece[name].reshape(count, 2, rows // 2, length)
+        tokens, segments = (
+            whole[name].reshape(count, 2 * rows, length) for name in ("tokens", "segment_ids")
+        )
+        for stream, piece in zip(shards, pieces, strict=True):
+            found = []
+            for micro, row, place in zip(*np.nonzero(piece["list_mask"]), strict=True):
+                home, slot = divmod(int(piece["places"][micro, row, place]), slots)
+                found.append(tuple(tokens[micro, home][segments[micro, home] == slot + 1]))
+            examples = stream.make_batch.examples_at(piece.step)
+            expected = [
+                tuple(ids)
+                for example in examples
+                for ids in contract.encode(tokenizer, [example.query] * len(example), list(example.documents))
+            ]
+            assert sorted(found) == sorted(expected)
+
+
 @pytest.mark.parametrize("start", [1, 4])
 def test_a_packed_stream_restarts_byte_for_byte(open_stream: Any, start: int) -> None:
     whole = list(itertools.islice(open_stream(layout="packed"), start + 3))
