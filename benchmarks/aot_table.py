@@ -88,7 +88,7 @@ def make_cell(
     made = {"command": flags, "versions": versions()}
     if path.is_file():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if {name: kept.get(name) for name in made} == made:
+        if {name: kept.get(name) for name in made} == made and not (minutes and "problem" in kept):
             return kept
     if not minutes:
         return made | {"problem": MISSING}
@@ -103,22 +103,28 @@ def make_cell(
             _, errors = process.communicate(timeout=60 * minutes)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            return made | {"problem": f"not compiled within {minutes:g} minutes"}
+            return _keep(path, made | {"problem": f"not compiled within {minutes:g} minutes"})
         except BaseException:
             process.kill()
             raise
     if process.returncode not in (0, 3):
         lines = [line for line in errors.splitlines() if line.strip()]
-        return made | {"problem": lines[-1] if lines else f"status {process.returncode}"}
+        return _keep(path, made | {"problem": lines[-1] if lines else f"status {process.returncode}"})
     report = made | json.loads(output.read_text(encoding="utf-8"))
     output.unlink()
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    _keep(path, report)
     print(
         f"{time.strftime('%H:%M:%S')} {path.stem} {time.perf_counter() - started:.0f}s: {words(report)}",
         flush=True,
     )
+    return report
+
+
+def _keep(path: pathlib.Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Keeps a report, or why there is none; the next run tries those again."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
     return report
 
 

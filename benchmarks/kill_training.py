@@ -22,7 +22,9 @@ import dataclasses
 import os
 import pathlib
 import random
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -122,14 +124,32 @@ class Soak:
             if not steps:
                 return True  # a notice during start-up ends the process: nothing is lost, and nothing to agree on
             group.processes[victim].terminate()
-            self._expect(group.end(120), {0, 143}, f"{form.name}: notice after {seconds:.2f} s")
+            self._check_notice(form, self._end(form, group), steps)
         else:
             group.kill(*(range(count) if form.manner == "together" else [victim]))
-            alive = [process for process in group.end(120) if process.status == 0]
+            alive = [process for process in self._end(form, group) if process.status == 0]
             if alive and count > 1 and steps < self._flags.steps:
                 self.wrong.append(f"{form.name}: a process ended well although another was killed")
         self.counts[form.name]["in start-up" if not steps else f"after {min(steps, 99)} steps"] += 1
         return True
+
+    def _end(self, form: Form, group: Group) -> list[Ended]:
+        try:
+            return group.end(180)
+        except subprocess.TimeoutExpired:
+            self.wrong.append(f"{form.name}: processes still there after 180 s")
+            return []
+
+    def _check_notice(self, form: Form, ended: list[Ended], steps: int) -> None:
+        """All must have saved the same step, or, where the notice came too late, have finished."""
+        late = steps >= self._flags.steps - 2
+        if not self._expect(ended, {0, 143} if late else {143}, f"{form.name}: notice after {steps} steps"):
+            return
+        saved = [
+            re.findall(r"saved step (\d+)", process.stderr) for process in ended if process.status == 143
+        ]
+        if len(saved) not in (0, len(ended)) or any(numbers != saved[0] for numbers in saved):
+            self.wrong.append(f"{form.name}: notice after {steps} steps: saved {saved}")
 
     def run(self, form: Form) -> None:
         """Kills `--kills` times and compares every finished run."""
