@@ -197,20 +197,24 @@ def _first_rows(part: Batch, rows: int, ways: int, slots: int) -> Batch:
 
 
 def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+    """Loss and gradients of a batch, these in the dtype in which `spec.compute` keeps them."""
     counts = _valid_counts(spec, batch)
     use_dropout = spec.config.dropout_rate > 0
+    dtype = jnp.dtype(spec.compute.gradients)
 
     def loss_fn(params: Any, part: Batch, part_key: jax.Array) -> jax.Array:
         return _loss_share(spec, counts, params, part, part_key if use_dropout else None)
 
+    def of_part(part: Batch, part_key: jax.Array) -> tuple[jax.Array, Any]:
+        loss, gradients = jax.value_and_grad(loss_fn)(params, part, part_key)
+        return loss, jax.tree.map(lambda leaf: leaf.astype(dtype), gradients)
+
     if spec.slots is not None:
         return _over_micro_batches(
-            batch,
-            spec.slots,
-            lambda part, index: jax.value_and_grad(loss_fn)(params, part, jax.random.fold_in(key, index)),
+            batch, spec.slots, lambda part, index: of_part(part, jax.random.fold_in(key, index))
         )
     if spec.accumulation == 1:
-        return jax.value_and_grad(loss_fn)(params, batch, key)
+        return of_part(batch, key)
 
     def split(value: jax.Array) -> jax.Array:
         # Micro-batch i takes rows i, i + A, i + 2A, ...: every device keeps its own rows.
@@ -218,10 +222,9 @@ def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tup
 
     def body(carry: tuple[jax.Array, Any], scanned: tuple[Batch, jax.Array]) -> Any:
         part, index = scanned
-        loss, gradients = jax.value_and_grad(loss_fn)(params, part, jax.random.fold_in(key, index))
-        return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], gradients)), None
+        return jax.tree.map(jnp.add, carry, of_part(part, jax.random.fold_in(key, index))), None
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    zeros = (jnp.zeros(()), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), params))
     parts = (jax.tree.map(split, dict(batch)), jnp.arange(spec.accumulation))
     (loss, gradients), _ = jax.lax.scan(body, zeros, parts)
     return loss, gradients
@@ -249,6 +252,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[TrainSt
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
     loss, gradients = _gradients(spec, state.params, batch, key)
+    gradients = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients)
     updates, opt_state = spec.optimizer.update(gradients, state.opt_state, state.params)
     useful_tokens, tokens = _token_counts(spec, batch)
     metrics = {

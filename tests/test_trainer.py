@@ -173,6 +173,27 @@ def test_every_mesh_gives_the_same_packed_step(shape):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_gradients_may_be_kept_in_bfloat16(packed):
+    batch = random_batch(0, batch=8, list_size=2)
+    spec = spec_of(config=SMALL, accumulation=1 if packed else 2)
+    if packed:
+        batch, spec = pack(batch, rows=4), dataclasses.replace(spec, slots=SLOTS)
+    small = dataclasses.replace(spec, compute=Compute(gradients="bfloat16"))
+    (metrics, ours, _), (exact_metrics, exact, _) = (
+        one_step(each, batch, one_device_mesh()) for each in (small, spec)
+    )
+    assert metrics["loss"] == exact_metrics["loss"]
+    assert metrics["grad_norm"] == pytest.approx(exact_metrics["grad_norm"], rel=0.01)
+    for rounded, leaf in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(rounded, leaf, atol=0.02 * np.abs(leaf).max() + 1e-8)
+    moved = [
+        np.abs(np.asarray(a) - b).max()
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True)
+    ]
+    assert max(moved) > 0, "rounded somewhere"
+
+
 def test_only_losses_over_lists_need_whole_lists():
     assert trainer.needs_whole_lists(ALL_LOSSES)
     assert trainer.needs_whole_lists(losses.listwise_kl_divergence)

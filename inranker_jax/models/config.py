@@ -34,14 +34,18 @@ class Compute:
         results of the weight products, "full" keeps nothing but the layer's input.
       scan: whether layers are one loop in the program instead of written out one after another. The compiler then
         needs a fraction of the time where there are many, for a copy of the layers' parameters.
+      gradients: dtype in which training keeps and adds up gradients, "float32" or "bfloat16", which takes half of the
+        memory and rounds every sum of micro-batches to 8 bits. The optimiser gets float32 either way.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = False
+    gradients: str = "float32"
 
     def __post_init__(self) -> None:
         _check_choice("Compute.dtype", self.dtype, ("float32", "bfloat16"))
+        _check_choice("Compute.gradients", self.gradients, ("float32", "bfloat16"))
         _check_choice("Compute.remat", self.remat, ("none", "full", "dots"))
 
 
