@@ -77,7 +77,9 @@ def join(
             jax.distributed.initialize(heartbeat_timeout_seconds=seconds)
         else:
             address, count, index = told
-            progress.announce(f"process {index} of {count} joins the others at {address}")
+            progress.announce(
+                f"process {index} of {count} waits for the others at {address}, at most 5 minutes"
+            )
             jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=seconds)
     except (RuntimeError, ValueError) as error:
         raise PeersError(
@@ -107,10 +109,10 @@ def _told(
     if missing:
         flags = ", ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
         raise InputError(f"several processes need {flags} too.")
-    try:
-        count, index = int(str(values["process_count"])), int(str(values["process_index"]))
-    except ValueError:
-        count, index = 0, 0
+    for name in ("process_count", "process_index"):
+        if not str(values[name]).isdigit():
+            raise InputError(f"--{name} (or {VARIABLES[name]}) is {values[name]!r}; expected a whole number.")
+    count, index = int(str(values["process_count"])), int(str(values["process_index"]))
     if not 0 <= index < count:
         raise InputError(
             f"process {values['process_index']} of {values['process_count']}: expected 0 <= index < count."

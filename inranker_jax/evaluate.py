@@ -22,7 +22,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from inranker_jax import configuration, distributed, paths
+from inranker_jax import configuration, distributed, paths, quiet
 from inranker_jax.configuration import gin
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.evaluation import pipeline
@@ -218,6 +218,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses flags and gin, evaluates, prints the table. Returns the exit status."""
     try:
+        quiet.without_a_tpu()
         flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
         given = {"split": flags.split, "depth": flags.depth}
         bindings = [f"evaluation.Settings.{k} = {v!r}" for k, v in given.items() if v is not None] + bindings

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from inranker_jax import quiet
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.interruption import Interruption
 from inranker_jax.progress import announce, cost
@@ -66,6 +67,7 @@ def run_main(work: Callable[[Interruption], int | None]) -> int:
       What `work` returned; 2 for an `InputError`, 130 or 143 after a signal.
     """
     started = time.perf_counter()
+    quiet.without_a_tpu()
     with Interruption() as interruption:
         try:
             status = work(interruption)

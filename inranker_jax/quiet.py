@@ -7,6 +7,7 @@ import glob
 import importlib.util
 import logging
 import os
+import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -39,10 +40,31 @@ def libraries() -> None:
     """Sets the log levels of chatty libraries to warnings, or errors where their warnings are routine."""
     for name, level in (("absl", logging.ERROR), ("bm25s", logging.WARNING), ("orbax", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
-    if importlib.util.find_spec("libtpu") and not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"):
-        # The compiler of TPUs without a TPU: JAX would say on every start that it cannot tell which it is.
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    without_a_tpu()
+
+
+def without_a_tpu() -> None:
+    """Keeps JAX from starting libtpu, the compiler of `compile`, where there is no TPU.
+
+    On every start it would write that it cannot tell which TPU this is, and its profiler may be of another version
+    than JAX's, which ends a process that is asked for a trace. Nothing is changed where `JAX_PLATFORMS` is set,
+    where a GPU's plugin is installed, or where anything speaks of a TPU.
+    """
+    installed = importlib.util.find_spec("libtpu") is not None
+    others = importlib.util.find_spec("jax_plugins") is not None
+    told = any(name.startswith("TPU_") or name.startswith("MEGASCALE_") for name in os.environ)
+    if not installed or others or told or "JAX_PLATFORMS" in os.environ or _has_tpu():
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:  # it has read the variable already
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+def _has_tpu() -> bool:
+    """Whether a chip of Google's is on the bus or has a device file."""
+    vendors = (pathlib.Path(path) for path in glob.glob("/sys/bus/pci/devices/*/vendor"))
+    on_bus = any(vendor.read_text(encoding="utf-8").strip() == "0x1ae0" for vendor in vendors)
+    return on_bus or bool(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"))
 
 
 @contextlib.contextmanager

@@ -233,7 +233,11 @@ def train(
         announce(f"resuming {model_dir} at step {position['step']}")
     else:
         start = student.first_step if first_step is None else first_step
-        check_steps(total_steps, student, start)
+        try:
+            check_steps(total_steps, student, start)
+        except InputError:
+            checkpoints.close()  # its threads would complain at the end
+            raise
         state = initial_state(student, built_optimizer, seed, abstract, start)
         position = stored_position(start, math.inf, start)
         student = dataclasses.replace(student, make_params=lambda: None)  # frees imported parameters

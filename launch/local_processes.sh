@@ -238,6 +238,7 @@ main() {
   trap 'forward TERM 15' TERM
   trap 'forward TERM 15' HUP
   trap 'forward INT 2' INT
+  trap 'signal_running USR1' USR1 # a trace of the next steps
   while attempt && ((FIRST)); do
     show_failure
     restart_helps && ((restarts < FLAG[restarts])) || exit "$FIRST"

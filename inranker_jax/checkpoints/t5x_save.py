@@ -82,6 +82,7 @@ def save(
     check_params(config, params)
     root = pathlib.Path(folder).expanduser().absolute()
     _check_root(root, config)
+    _check_same_kind(root, config, dtype, scan_layers)
     root.mkdir(parents=True, exist_ok=True)
     target = root / f"checkpoint_{step}"
     new = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.tmp-", dir=root))
@@ -255,6 +256,21 @@ def _check_root(root: pathlib.Path, config: T5Config) -> None:
             None,
             f"it describes another model ({', '.join(fields)} differ)",
             "a new folder or one with other steps of this model",
+            "Choose another folder",
+        )
+
+
+def _check_same_kind(root: pathlib.Path, config: T5Config, dtype: str, scan_layers: bool) -> None:
+    """Raises InputError where steps beside this one are stored otherwise: the folder describes all of them once."""
+    if not (root / GIN).is_file():
+        return
+    stored = huggingface.read_json(root / t5x_settings.CONFIG).get("dtype")
+    if stored != dtype or (root / GIN).read_text(encoding="utf-8") != model_gin(config, scan_layers):
+        raise InputError.at(
+            root,
+            None,
+            f"its steps are of dtype {stored}, or their layers are stacked otherwise (see {GIN})",
+            "a new folder, or one with steps of the same --dtype and --scan_layers",
             "Choose another folder",
         )
 

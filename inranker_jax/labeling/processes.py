@@ -64,6 +64,10 @@ class Processes:
         """
         index, count = flags.process_index, flags.process_count
         if flags.coordinator_address is None and (index is not None or count is not None):
+            if index is None and count != 1:
+                raise InputError(
+                    f"--process_count={count} needs --process_index too: which share of the work is this process's?"
+                )
             index, count = index or 0, 1 if count is None else count
             if not 0 <= index < count:
                 raise InputError(

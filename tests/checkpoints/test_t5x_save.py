@@ -145,6 +145,10 @@ def test_a_folder_holds_several_steps_of_one_model(tmp_path):
     other = dataclasses.replace(CONFIG, d_ff=24)
     with pytest.raises(InputError, match=r"config.json: it describes another model \(d_ff differ\)"):
         t5x_save.save(tmp_path, other, t5x_files.random_params(other), 3)
+    for stored_otherwise in ({"dtype": "bfloat16"}, {"scan_layers": True}):
+        with pytest.raises(InputError, match="steps of the same --dtype and --scan_layers"):
+            t5x_save.save(tmp_path, CONFIG, PARAMS, 3, **stored_otherwise)
+    assert not (tmp_path / "checkpoint_3").exists()
 
 
 def test_a_failed_export_leaves_what_was_there(tmp_path, monkeypatch):

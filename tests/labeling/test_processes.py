@@ -61,7 +61,7 @@ def steps(*values: dict[int, str]) -> Callable[[], dict[int, str]]:
     [
         ([], ALONE),
         (["--process_index=1", "--process_count=3"], Processes(1, 3)),
-        (["--process_count=3"], Processes(0, 3)),
+        (["--process_count=1"], ALONE),
         (["--process_index=0"], ALONE),
     ],
 )
@@ -69,9 +69,14 @@ def test_flags_without_a_coordinator_are_independent_processes(argv: list[str], 
     assert Processes.join(flags(*argv)) == expected
 
 
-@pytest.mark.parametrize(
-    "argv", [["--process_index=2", "--process_count=2"], ["--process_index=1"], ["--process_count=0"]]
-)
+@pytest.mark.parametrize("count", ["0", "3"])
+def test_a_count_without_an_index_is_refused(count: str) -> None:
+    """Two machines that both forgot it would do the same share, and nobody the other."""
+    with pytest.raises(InputError, match="needs --process_index too"):
+        Processes.join(flags(f"--process_count={count}"))
+
+
+@pytest.mark.parametrize("argv", [["--process_index=2", "--process_count=2"], ["--process_index=1"]])
 def test_an_index_beyond_the_count_is_refused(argv: list[str]) -> None:
     with pytest.raises(InputError, match="expected a number from 0 to one less than the count"):
         Processes.join(flags(*argv))

@@ -176,6 +176,20 @@ def test_a_second_signal_is_handed_on_too(machine: Machine) -> None:
     assert process.returncode == 143
 
 
+def test_a_request_for_a_trace_is_handed_on_and_ends_nothing(machine: Machine) -> None:
+    traced = (
+        'trap "touch traced.$JAX_PROCESS_ID" USR1; touch ready.$JAX_PROCESS_ID; '
+        "while [ ! -e enough ]; do sleep 0.05; done"
+    )
+    process = start(machine, "2", *shell(traced))
+    wait_for(*(machine.folder / f"ready.{index}" for index in range(2)))
+    process.send_signal(signal.SIGUSR1)
+    wait_for(*(machine.folder / f"traced.{index}" for index in range(2)))
+    (machine.folder / "enough").touch()
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+
+
 def test_the_others_have_time_to_save_when_one_was_stopped(machine: Machine) -> None:
     """One process got SIGTERM and left; the rest save for longer than the grace after a crash."""
     text = "[ $JAX_PROCESS_ID = 0 ] && exit 143; trap 'echo hurried' TERM; sleep 2; echo saved; exit 143"
