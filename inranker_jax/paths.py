@@ -120,6 +120,8 @@ def check_reachable(path: PathType) -> None:
             raise InputError(
                 f"{os.fspath(path)}: bucket {bucket!r} may not be read ({error}). See docs/remote.md for credentials."
             ) from error
+        if isinstance(error, OSError):  # aiohttp's errors of connections among them
+            raise InputError(f"{os.fspath(path)}: the store could not be reached ({error}).") from error
         raise
 
 

@@ -151,7 +151,7 @@ SLEEPER = """
 import os, time
 class Contender:
     def __init__(self, options):
-        print("noise on standard output")
+        print("noise on standard output", flush=True)
     def about(self):
         return {"pid": os.getpid(), "cores": len(os.sched_getaffinity(0))}
     def prepare(self, name, arrays, mode):

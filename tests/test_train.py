@@ -241,7 +241,7 @@ def test_mistakes_are_one_line_each(setting, tmp_path, capsys):
         (["--gin.train.accumulation=5"], "batch size 4 does not split into 5"),
         (["--gin.models.T5Config.vocab_size=100"], "vocabulary has"),
         (["--init_checkpoint=/nowhere"], "/nowhere"),
-        (["--output_dir=gs://bucket/run"], "local folder"),
+        (["--output_dir=sg://bucket/run"], "sg://"),
     ):
         assert train.main(flags(setting, tmp_path / "out", *more)) == 2
         message = capsys.readouterr().err
