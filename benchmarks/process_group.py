@@ -78,12 +78,13 @@ class Group:
         for reader in self._readers:
             reader.join()
 
-    def wait_for(self, marker: str, index: int = 0, seconds: float = 400.0) -> None:
-        """Waits until a process has printed a line with `marker` to stdout."""
+    def wait_for(self, marker: str, index: int = 0, seconds: float = 400.0, errors: bool = False) -> None:
+        """Waits until a process has printed a line with `marker` to stdout, or to stderr with `errors`."""
         end = time.monotonic() + seconds
-        while not any(marker in line for line in self.lines[index]):
+        lines = self.errors[index] if errors else self.lines[index]
+        while not any(marker in line for line in lines):
             assert self.processes[index].poll() is None, "".join(self.errors[index])
-            assert time.monotonic() < end, f"no {marker!r} in {self.lines[index]}"
+            assert time.monotonic() < end, f"no {marker!r} in {lines}"
             time.sleep(0.005)
 
     def pause(self, seconds: float) -> None:

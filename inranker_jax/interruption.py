@@ -8,6 +8,18 @@ import sys
 import time
 from types import FrameType, TracebackType
 
+
+def is_running(process: int) -> bool:
+    """Whether a process of this number exists on this machine, whosever it is."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 # A cluster may tell a process and its launcher, which tells it too: so many seconds of SIGTERM are one.
 _ONE_NOTICE = 5.0
 

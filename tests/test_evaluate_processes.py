@@ -7,7 +7,6 @@ import pathlib
 import random
 import signal
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -110,19 +109,11 @@ def test_two_processes_write_the_results_of_one(
     assert "70/70 pairs" in second.stderr or "90/90 pairs" in second.stderr, "a part of 210 pairs"
 
 
-def wait_for(group: Group, index: int, marker: str) -> None:
-    end = time.monotonic() + 120
-    while not any(marker in line for line in group.errors[index]):
-        assert group.processes[index].poll() is None, group.errors[index]
-        assert time.monotonic() < end, group.errors[index]
-        time.sleep(0.002)
-
-
 def test_killed_process_is_named_and_independent_processes_go_on(
     command: list[str], tmp_path: pathlib.Path, expected: dict[str, Any]
 ) -> None:
     with Group([*command, f"--output_dir={tmp_path}"], 3, DEVICES) as group:
-        wait_for(group, 1, "[1/3] [1/2] alpha")  # it has scored nothing yet
+        group.wait_for("[1/3] [1/2] alpha", 1, errors=True)  # it has scored nothing yet
         group.kill(1)
         first, second, third = group.end()
     assert second.status == -signal.SIGKILL
@@ -150,7 +141,7 @@ def test_sigterm_to_one_process_stops_all_and_keeps_what_is_finished(
     command: list[str], tmp_path: pathlib.Path, expected: dict[str, Any]
 ) -> None:
     with Group([*command, f"--output_dir={tmp_path}"], 2, DEVICES) as group:
-        wait_for(group, 0, "[0/2] [1/2] alpha")
+        group.wait_for("[0/2] [1/2] alpha", 0, errors=True)
         group.processes[0].send_signal(signal.SIGTERM)
         ended = group.end()
     assert [each.status for each in ended] == [143, 143], ended[0].stderr + ended[1].stderr

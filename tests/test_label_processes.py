@@ -6,7 +6,6 @@ import json
 import pathlib
 import signal
 import sys
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -99,20 +98,12 @@ def test_two_processes_write_the_labels_of_one(
     assert sorted((own["process_index"], own["process_count"]) for own in sessions) == [(0, 2), (1, 2)]
 
 
-def wait_for(group: Group, index: int, marker: str) -> None:
-    end = time.monotonic() + 120
-    while not any(marker in line for line in group.errors[index]):
-        assert group.processes[index].poll() is None, group.errors[index]
-        assert time.monotonic() < end, group.errors[index]
-        time.sleep(0.002)
-
-
 def test_killed_process_is_named_and_another_number_of_processes_goes_on(
     mixture: Settings, teacher: pathlib.Path, tmp_path: pathlib.Path, expected: dict[str, bytes]
 ) -> None:
     labels = tmp_path / "labels"
     with Group(command(mixture, teacher, labels), 2) as group:
-        wait_for(group, 1, "12 lists, 60 pairs")  # its teacher is not loaded yet
+        group.wait_for("12 lists, 60 pairs", 1, errors=True)  # its teacher is not loaded yet
         group.kill(1)
         first, second = group.end()
     assert second.status == -signal.SIGKILL
@@ -132,7 +123,7 @@ def test_sigterm_to_one_process_stops_all_and_keeps_what_is_finished(
 ) -> None:
     labels = tmp_path / "labels"
     with Group(command(mixture, teacher, labels), 2) as group:
-        wait_for(group, 1, "12 lists, 60 pairs")
+        group.wait_for("12 lists, 60 pairs", 1, errors=True)
         group.processes[1].send_signal(signal.SIGTERM)
         ended = group.end()
     assert [each.status for each in ended] == [143, 143], ended[0].stderr + ended[1].stderr

@@ -19,6 +19,7 @@ import jax
 
 from inranker_jax import paths
 from inranker_jax.errors import InputError
+from inranker_jax.interruption import is_running
 from inranker_jax.progress import announce
 
 MARKER = "commit_success.txt"
@@ -165,19 +166,9 @@ def _working_folder(remote: str) -> pathlib.Path:
     home.mkdir(parents=True, exist_ok=True)
     for other in home.glob(f"{digest}.*"):
         number = other.name.rpartition(".")[2]
-        if number.isdigit() and not _is_running(int(number)):
+        if number.isdigit() and not is_running(int(number)):
             shutil.rmtree(other, ignore_errors=True)
     made = home / f"{digest}.{os.getpid()}"
     shutil.rmtree(made, ignore_errors=True)
     (made / "steps").mkdir(parents=True)
     return made / "steps"
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

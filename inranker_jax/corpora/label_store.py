@@ -32,6 +32,7 @@ import numpy as np
 
 from inranker_jax import paths
 from inranker_jax.errors import InputError
+from inranker_jax.interruption import is_running
 from inranker_jax.paths import PathType
 
 KEY_BYTES = 16
@@ -437,21 +438,11 @@ def clear_temporaries(*folders: Any) -> None:
             continue
         with contextlib.suppress(FileNotFoundError):  # another process may clear at the same time
             if os.name == "posix" and found[0].endswith(f".{_machine()}-{found['process']}.tmp"):
-                left = not _is_running(int(found["process"]))
+                left = not is_running(int(found["process"]))
             else:
                 left = time.time() - path.stat().st_mtime > _STALE_SECONDS
             if left:
                 path.unlink()
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # it is another user's
-    return True
 
 
 def sync_folder(folder: Path) -> None:
