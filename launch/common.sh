@@ -186,6 +186,12 @@ require_command() {
     die "no command: end the line with -- COMMAND, such as -- python -m inranker_jax.train --gin_file=FILE."
 }
 
+# What a host writes on its own disk goes with the host. A gin file may name a bucket, so this is a warning only.
+warn_without_bucket() {
+  [[ "${COMMAND[*]}" == *[gs][s3]://* ]] ||
+    say "warning: no gs:// or s3:// path in the command. Unless a gin file names one, checkpoints stay on the hosts and are lost with them."
+}
+
 # subcommand NAME EXPECTED...: the name must be one of those.
 check_subcommand() {
   local name=$1 option

@@ -199,6 +199,7 @@ manifest() {
   find_shape
   # A pod's name is NAME-workers-J-I-xxxxx, and a host name has 63 characters.
   ((${#FLAG[name]} <= 40)) || die "--name=${FLAG[name]}: 40 characters at most, as pods' names are made of it."
+  warn_without_bucket
   cat << YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
@@ -305,6 +306,7 @@ xpk_create() {
       return
     fi
   fi
+  warn_without_bucket
   local -a more=()
   for variable in "${LIST_env[@]}"; do more+=("--env=$variable"); done
   [[ -z ${FLAG[spot]} ]] || more+=(--spot)

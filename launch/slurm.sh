@@ -62,6 +62,9 @@ check_directives() {
   for value in "${FLAG[time]}" "${FLAG[partition]}" "${FLAG[account]}" "${FLAG[qos]}" "${LIST_sbatch_arg[@]}" "$LOG_DIR"; do
     [[ $value != *[$'\n"\\']* ]] || die "${value@Q}: a line of #SBATCH holds no quote, backslash or line break."
   done
+  value=${FLAG[time]}
+  [[ -z $value || $value =~ ^[0-9]+(:[0-9]+){0,2}$ || $value =~ ^[0-9]+-[0-9]+(:[0-9]+){0,2}$ || $value == UNLIMITED ]] ||
+    die "--time=$value: expected Slurm's MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS or DAYS-HOURS:MINUTES:SECONDS."
   for value in "${LIST_sbatch_arg[@]}"; do
     [[ $value == --* ]] || die "--sbatch_arg=$value: expected a flag of sbatch, such as --sbatch_arg=--constraint=h100."
   done
@@ -146,6 +149,8 @@ submit() {
     return
   fi
   need sbatch "Run this on a login node of the cluster."
+  [[ -z ${FLAG[venv]} || -f ${FLAG[venv]}/bin/activate ]] ||
+    die "--venv=${FLAG[venv]}: no bin/activate in it. Give a virtual environment that all nodes see, or --prologue."
   known=$(queued) || die "squeue failed. Run this on a login node of the cluster."
   if [[ -n $known ]]; then
     say "job ${FLAG[name]} is there already: ${known//$'\n'/, }. See status, or cancel it first."

@@ -327,6 +327,7 @@ follow() {
 
 run_command() {
   require_command
+  warn_without_bucket
   start || die "the run did not start on every host. Was it set up? See the messages above; setup may be repeated."
   if [[ -n ${FLAG[detach]} ]] || ((DRY_RUN)); then
     return
@@ -439,6 +440,7 @@ resume() {
   require_command
   creation_arguments
   find_package
+  warn_without_bucket
   if ((DRY_RUN)); then
     make_resource
     setup

@@ -258,3 +258,29 @@ def test_the_examples_of_the_docs_are_accepted(example: str, machine: Machine) -
 def test_the_docs_have_an_example_of_each_platform() -> None:
     scripts = {shlex.split(example)[0] for example in examples()}
     assert scripts == {f"launch/{script}" for script in COMMANDS}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("tpu_pod.sh", "run", "--name=a", "--zone=z", "--project=p", "--dry_run"),
+        ("gke.sh", "manifest", "--name=a", "--image=i", "--tpu=v5e", "--topology=4x4"),
+        (
+            "gke.sh",
+            "xpk",
+            "--name=a",
+            "--image=i",
+            "--cluster=c",
+            "--zone=z",
+            "--project=p",
+            "--tpu_type=t",
+            "--dry_run",
+        ),
+    ],
+    ids=["tpu_pod", "gke", "xpk"],
+)
+def test_a_run_without_a_bucket_is_warned_of(line: tuple[str, ...], machine: Machine) -> None:
+    for output, warned in (("outputs/run", True), ("gs://b/run", False), ("s3://b/run", False)):
+        done = machine.launch(*line, "--", "python", "-m", "inranker_jax.train", f"--output_dir={output}")
+        assert done.returncode == 0, done.stderr
+        assert ("checkpoints stay on the hosts and are lost with them" in done.stderr) == warned

@@ -176,6 +176,27 @@ def test_a_refused_submission_is_an_error(machine: Machine) -> None:
     assert "invalid partition" in done.stderr
 
 
+@pytest.mark.parametrize("time", ["90", "90:30", "24:00:00", "2-12", "2-12:30", "2-12:30:00", "UNLIMITED"])
+def test_time_limits_of_slurm(time: str, machine: Machine) -> None:
+    assert f"--time={time}" in directives(script(machine, f"--time={time}", *COMMAND))
+
+
+@pytest.mark.parametrize("time", ["24h", "1:2:3:4", "tomorrow", "-5", "2-"])
+def test_a_wrong_time_is_named(time: str, machine: Machine) -> None:
+    done = machine.launch("slurm.sh", "script", *NAME, f"--time={time}", *COMMAND)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--time={time}: expected Slurm's MINUTES" in done.stderr
+
+
+def test_a_missing_environment_is_not_submitted(machine: Machine) -> None:
+    done = machine.launch("slurm.sh", "submit", *NAME, "--venv=no/such", *COMMAND)
+    assert (done.returncode, machine.calls("sbatch")) == (2, [])
+    assert "--venv=no/such: no bin/activate in it" in done.stderr
+    (machine.folder / "env" / "bin").mkdir(parents=True)
+    (machine.folder / "env" / "bin" / "activate").touch()
+    assert machine.launch("slurm.sh", "submit", *NAME, "--venv=env", *COMMAND).returncode == 0
+
+
 def test_status_logs_and_cancel(machine: Machine) -> None:
     user = f"--user={getpass.getuser()}"
     machine.launch("slurm.sh", "status", "--name=run")
