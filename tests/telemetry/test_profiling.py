@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from inranker_jax.errors import InputError
@@ -87,12 +88,30 @@ def test_steps_that_are_no_range(steps):
         planned_steps(steps)
 
 
+# A process of its own: where an earlier test has loaded libtpu to compile, its profiler crashes JAX's (jax 0.10.2,
+# libtpu 0.0.51).
+TRACED = """
+import sys
+import jax, jax.numpy as jnp
+from inranker_jax.telemetry.profiling import Profiler
+
+double = jax.jit(lambda x: x * 2)
+with Profiler(sys.argv[1], (2, 4)) as profiler:
+    for step in range(1, 6):
+        with profiler.step(step):
+            double(jnp.ones(8)).block_until_ready()
+"""
+
+
 def test_a_real_trace_names_its_steps(tmp_path):
-    double = jax.jit(lambda x: x * 2)
-    with Profiler(str(tmp_path), (2, 4)) as profiler:
-        for step in range(1, 6):
-            with profiler.step(step):
-                double(jnp.ones(8)).block_until_ready()
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     data = jax.profiler.ProfileData.from_file(str(trace))
     steps = {
