@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 run: $(VENV)/.train
 	$(BIN)/python -m inranker_jax.train --gin_file=gin/small_synth.gin
 
+# A worker that crashes ends the run: pytest-xdist 3.8 waits for ever after it has replaced two of them.
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 -q
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ asynchronous saves) and starting again until `--kills` were made. A form is PROC
 
     -together   all processes are killed at once; else one of them, by chance, and the others must then end too
     -notice     one process gets SIGTERM, by chance, and all must save the same step and leave with status 143
-    elastic     every start has another number of processes and devices, without dropout; compared up to rounding
+    elastic     every start has another number of processes and devices; compared up to rounding
 
 Every array of the last checkpoint, optimiser and RNG included, must equal that of the undisturbed run to the bit.
 Prints a table of kills by what the run was doing. The exit status is 1 when something differs.
@@ -84,7 +84,7 @@ class Soak:
             "partitioning.make_mesh.fsdp": -1,
             "TRAIN_STEPS": self._flags.steps,
             "WARMUP_STEPS": 4,
-            "DROPOUT_RATE": 0.0 if form.manner == "elastic" else 0.1,
+            "DROPOUT_RATE": 0.1,
             "train.validation_split": None,
             "train.checkpoint_period": 2,
             "train.log_every": 1,

@@ -17,7 +17,9 @@ FORMATS = ("huggingface", "t5x")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses flags and exports. Bad input ends the program with one message and status 2."""
-    parser = argparse.ArgumentParser(prog="python -m inranker_jax.export", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m inranker_jax.export", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument(
         "--checkpoint",
         required=True,

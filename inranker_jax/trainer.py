@@ -3,6 +3,7 @@
 A padded batch is a dictionary of global arrays, lists first (see `architecture.md`):
 
 - `tokens` int32 `[batch, list, length]`, 0 is padding;
+- `numbers` int32 `[batch, list]`, of the documents within the step, for dropout;
 - `list_mask` bool `[batch, list]`, True for real documents;
 - `teacher_logits` float32 `[batch, list, 2]`, raw, in the order [false, true];
 - `relevance` float32 `[batch, list]`, 1, 0, or -1 where unknown.
@@ -12,6 +13,7 @@ process needs, so that the processes need not ask each other):
 
 - `tokens`, `segment_ids` int32 `[micro, rows, length]`: several documents a row, see `packing.Packed`. Each device's
   rows are filled from the first on, see `packing.deal`;
+- `numbers` int32 `[micro, rows, slots]`, of the documents within the step, for dropout;
 - `places` int32 `[micro, lists, list]`: where a document's logits are, row x slots + slot;
 - `list_mask`, `teacher_logits`, `relevance` as above, with `[micro, lists, list]` in front.
 """
@@ -74,24 +76,29 @@ def false_true(logits: jax.Array) -> jax.Array:
     return jnp.concatenate([-logits / 2, logits / 2], axis=-1)
 
 
-def forward(
-    spec: StepSpec, params: Any, tokens: jax.Array, dropout_key: jax.Array | None = None
-) -> jax.Array:
-    """The student's [false, true] logits of a padded batch.
+def forward(spec: StepSpec, params: Any, part: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+    """The student's [false, true] logits of a padded batch, or of a micro-batch.
 
     Args:
       spec: the step's definition.
       params: the parameters.
-      tokens: int32 `[batch, list, length]`.
+      part: `tokens` int32 `[batch, list, length]`, `numbers` int32 `[batch, list]`.
       dropout_key: a key for dropout, or None for none.
 
     Returns:
       float32 `[batch, list, 2]`.
     """
-    batch, list_size, length = tokens.shape
+    batch, list_size, length = part["tokens"].shape
     label_ids = jnp.asarray(spec.label_ids, jnp.int32)
-    rows = tokens.reshape(batch * list_size, length)
-    logits = t5.apply(spec.config, params, rows, label_ids, compute=spec.compute, dropout_key=dropout_key)
+    logits = t5.apply(
+        spec.config,
+        params,
+        part["tokens"].reshape(batch * list_size, length),
+        label_ids,
+        compute=spec.compute,
+        dropout_key=dropout_key,
+        numbers=part["numbers"].reshape(batch * list_size),
+    )
     return false_true(logits).reshape(batch, list_size, 2)
 
 
@@ -103,7 +110,8 @@ def forward_packed(
     Args:
       spec: the step's definition, with `slots`.
       params: the parameters.
-      part: `tokens` and `segment_ids` int32 `[rows, length]`, `places` int32 `[lists, list]`.
+      part: `tokens` and `segment_ids` int32 `[rows, length]`, `numbers` int32 `[rows, slots]`, `places` int32
+        `[lists, list]`.
       dropout_key: a key for dropout, or None for none.
 
     Returns:
@@ -119,6 +127,7 @@ def forward_packed(
         slots=spec.slots,
         compute=spec.compute,
         dropout_key=dropout_key,
+        numbers=part["numbers"],
     )
     return jnp.take(false_true(logits).reshape(-1, 2), part["places"], axis=0)
 
@@ -128,7 +137,7 @@ def _loss_share(
 ) -> jax.Array:
     """What a batch, or a part of one, adds to the mean loss of the whole."""
     if spec.slots is None:
-        logits = forward(spec, params, part["tokens"], key)
+        logits = forward(spec, params, part, key)
     else:
         logits = forward_packed(spec, params, part, key)
     return losses.mean_over(counts, spec.loss, logits, part, where=part["list_mask"])
@@ -142,8 +151,8 @@ def _valid_counts(spec: StepSpec, batch: Batch) -> tuple[jax.Array, ...]:
     return losses.valid_counts(spec.loss, batch, where=batch["list_mask"])
 
 
-def _over_micro_batches(batch: Batch, slots: int, function: Callable[[Batch, jax.Array], Any]) -> Any:
-    """Adds up `function(part, index)` over the micro-batches in use of a packed batch.
+def _over_micro_batches(batch: Batch, slots: int, function: Callable[[Batch], Any]) -> Any:
+    """Adds up `function(part)` over the micro-batches in use of a packed batch.
 
     Their number is a value, not a shape, and one that is half empty leaves that half out: a step costs about what
     it holds, and nothing is compiled anew.
@@ -155,10 +164,10 @@ def _over_micro_batches(batch: Batch, slots: int, function: Callable[[Batch, jax
     def at(index: jax.Array) -> Any:
         part = {name: value[index] for name, value in parts.items()}
         if len(sizes) == 1:
-            return function(part, index)
+            return function(part)
         branches = (
-            lambda: function(_first_rows(part, sizes[0], ways, slots), index),
-            lambda: function(part, index),
+            lambda: function(_first_rows(part, sizes[0], ways, slots)),
+            lambda: function(part),
         )
         return jax.lax.cond(_half_is_enough(part["segment_ids"], sizes[0], ways), *branches)
 
@@ -191,7 +200,8 @@ def _first_rows(part: Batch, rows: int, ways: int, slots: int) -> Batch:
     kept, before = rows // ways, part["tokens"].shape[0] // ways
     row, slot = part["places"] // slots, part["places"] % slots
     cut = {
-        name: _by_device(part[name], ways)[:, :kept].reshape(rows, -1) for name in ("tokens", "segment_ids")
+        name: _by_device(part[name], ways)[:, :kept].reshape(rows, -1)
+        for name in ("tokens", "segment_ids", "numbers")
     }
     return {**part, **cut, "places": (row // before * kept + row % before) * slots + slot}
 
@@ -202,31 +212,27 @@ def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tup
     use_dropout = spec.config.dropout_rate > 0
     dtype = jnp.dtype(spec.compute.gradients)
 
-    def loss_fn(params: Any, part: Batch, part_key: jax.Array) -> jax.Array:
-        return _loss_share(spec, counts, params, part, part_key if use_dropout else None)
+    def loss_fn(params: Any, part: Batch) -> jax.Array:
+        return _loss_share(spec, counts, params, part, key if use_dropout else None)
 
-    def of_part(part: Batch, part_key: jax.Array) -> tuple[jax.Array, Any]:
-        loss, gradients = jax.value_and_grad(loss_fn)(params, part, part_key)
+    def of_part(part: Batch) -> tuple[jax.Array, Any]:
+        loss, gradients = jax.value_and_grad(loss_fn)(params, part)
         return loss, jax.tree.map(lambda leaf: leaf.astype(dtype), gradients)
 
     if spec.slots is not None:
-        return _over_micro_batches(
-            batch, spec.slots, lambda part, index: of_part(part, jax.random.fold_in(key, index))
-        )
+        return _over_micro_batches(batch, spec.slots, of_part)
     if spec.accumulation == 1:
-        return of_part(batch, key)
+        return of_part(batch)
 
     def split(value: jax.Array) -> jax.Array:
         # Micro-batch i takes rows i, i + A, i + 2A, ...: every device keeps its own rows.
         return value.reshape(-1, spec.accumulation, *value.shape[1:]).swapaxes(0, 1)
 
-    def body(carry: tuple[jax.Array, Any], scanned: tuple[Batch, jax.Array]) -> Any:
-        part, index = scanned
-        return jax.tree.map(jnp.add, carry, of_part(part, jax.random.fold_in(key, index))), None
+    def body(carry: tuple[jax.Array, Any], part: Batch) -> Any:
+        return jax.tree.map(jnp.add, carry, of_part(part)), None
 
     zeros = (jnp.zeros(()), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), params))
-    parts = (jax.tree.map(split, dict(batch)), jnp.arange(spec.accumulation))
-    (loss, gradients), _ = jax.lax.scan(body, zeros, parts)
+    (loss, gradients), _ = jax.lax.scan(body, zeros, jax.tree.map(split, dict(batch)))
     return loss, gradients
 
 
@@ -285,7 +291,7 @@ def validation_step(spec: StepSpec, params: Any, batch: Batch) -> Metrics:
         loss = _loss_share(spec, counts, params, batch, None)
     else:
         loss = _over_micro_batches(
-            batch, spec.slots, lambda part, _: _loss_share(spec, counts, params, part, None)
+            batch, spec.slots, lambda part: _loss_share(spec, counts, params, part, None)
         )
     return {"loss": loss, "count": counts[0]}
 

@@ -36,6 +36,7 @@ def random_batch(seed: int, batch: int = 8, list_size: int = 2, length: int = 12
     teacher = rng.normal(size=(batch, list_size, 2)).astype(np.float32) * 3
     return {
         "tokens": np.where(mask[..., None], tokens, 0).astype(np.int32),
+        "numbers": np.arange(batch * list_size, dtype=np.int32).reshape(batch, list_size),
         "list_mask": mask,
         "teacher_logits": np.where(mask[..., None], teacher, np.nan).astype(np.float32),
         "relevance": np.where(mask, np.arange(list_size) == 0, -1).astype(np.float32),

@@ -74,12 +74,14 @@ def pack(batch, rows):
     owner = np.repeat(division.micro_batch, mask.sum(axis=1))
     packed = place(sequences, owner * rows + division.row, division.slot, ROW_LENGTH, count * rows)
     arrays = {"places": np.zeros((count, lists, list_size), np.int32)}
-    numbers, documents = np.nonzero(mask)
-    where = (division.micro_batch[numbers], division.place[numbers], documents)
+    lists_of, documents = np.nonzero(mask)
+    where = (division.micro_batch[lists_of], division.place[lists_of], documents)
     arrays["places"][where] = division.row * SLOTS + division.slot
     for name, fill in (("list_mask", False), ("teacher_logits", np.nan), ("relevance", -1)):
         arrays[name] = np.full((count, lists, *batch[name].shape[1:]), fill, batch[name].dtype)
-        arrays[name][where] = batch[name][numbers, documents]
+        arrays[name][where] = batch[name][lists_of, documents]
+    arrays["numbers"] = np.zeros((count, rows, SLOTS), np.int32)
+    arrays["numbers"][owner, division.row, division.slot] = batch["numbers"][mask]
     arrays["tokens"] = packed.tokens.reshape(count, rows, ROW_LENGTH)
     arrays["segment_ids"] = packed.segment_ids.reshape(count, rows, ROW_LENGTH)
     return {**arrays, "micro_batches": np.asarray(division.used, np.int32)}
@@ -110,7 +112,7 @@ def one_step(spec, batch, mesh):
 )
 def test_a_packed_step_is_the_padded_step(loss, list_size, rows):
     batch = random_batch(0, batch=9, list_size=list_size)
-    mesh, spec = one_device_mesh(), spec_of(config=SMALL, loss=loss)
+    mesh, spec = one_device_mesh(), spec_of(config=with_dropout(SMALL), loss=loss)
     packed = pack(batch, rows)
     metrics, gradients, validation = one_step(dataclasses.replace(spec, slots=SLOTS), packed, mesh)
     expected_metrics, expected, expected_validation = one_step(spec, batch, mesh)
@@ -152,7 +154,7 @@ def test_the_empty_half_of_a_micro_batch_changes_nothing_and_is_not_computed():
     assert not batch["segment_ids"][:, 4:].any()
     metrics, gradients, _ = one_step(spec, batch, mesh)
     assert metrics["tokens"] == 4 * ROW_LENGTH
-    odd = {**batch, **{name: batch[name][:, :7] for name in ("tokens", "segment_ids")}}
+    odd = {**batch, **{name: batch[name][:, :7] for name in ("tokens", "segment_ids", "numbers")}}
     all_metrics, all_gradients, _ = one_step(spec, odd, mesh)
     assert all_metrics["tokens"] == 7 * ROW_LENGTH
     assert metrics["loss"] == pytest.approx(all_metrics["loss"], rel=1e-6)
@@ -231,8 +233,9 @@ def test_parameters_and_moments_are_really_split():
 
 @pytest.mark.parametrize("loss", [losses.normalized_logit_mse, losses.hard_cross_entropy])
 def test_micro_batches_add_up_to_the_whole_batch(loss):
-    whole_state, whole = run(one_device_mesh(), spec_of(loss=loss))
-    state, parts = run(one_device_mesh(), spec_of(accumulation=4, loss=loss))
+    config = with_dropout(TINY)
+    whole_state, whole = run(one_device_mesh(), spec_of(config=config, loss=loss))
+    state, parts = run(one_device_mesh(), spec_of(config=config, accumulation=4, loss=loss))
     for ours, theirs in zip(parts, whole, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole_state.params), strict=True):
@@ -282,7 +285,7 @@ def test_validation_reports_the_mean_and_its_count():
     _, validate = trainer.compile_steps(spec, abstract, mesh)
     params, batch = t5.init_params(TINY, 3), random_batch(0)
     metrics = validate(params, put_batch(batch, mesh))
-    logits = np.asarray(trainer.forward(spec, params, batch["tokens"]))
+    logits = np.asarray(trainer.forward(spec, params, batch))
     teacher = batch["teacher_logits"] - batch["teacher_logits"].mean(-1, keepdims=True)
     expected = np.square(logits - teacher).mean(-1)[batch["list_mask"]].mean()
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)

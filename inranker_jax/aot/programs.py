@@ -189,6 +189,7 @@ def _packed_batch(
     sizes = {
         "tokens": (rows, jnp.int32),
         "segment_ids": (rows, jnp.int32),
+        "numbers": ((*rows[:2], shape.slots), jnp.int32),
         "places": (lead, jnp.int32),
         "list_mask": (lead, jnp.bool_),
         "relevance": (lead, jnp.float32),
@@ -215,6 +216,7 @@ def _padded_batch(
     lead = (recipe.batch_size, recipe.list_size)
     sizes = {
         "tokens": ((*lead, length), jnp.int32),
+        "numbers": (lead, jnp.int32),
         "list_mask": (lead, jnp.bool_),
         "relevance": (lead, jnp.float32),
         "teacher_logits": ((*lead, 2), jnp.float32),

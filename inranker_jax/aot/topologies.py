@@ -75,13 +75,14 @@ class Topology:
 
     def __str__(self) -> str:
         each = f"{self.slices} slices of {self.name}" if self.slices > 1 else self.name
-        return f"{each}: {len(self.devices)} {self.devices[0].device_kind}, {len(self.hosts)} hosts"
+        hosts = f"{len(self.hosts)} host{'s' if len(self.hosts) > 1 else ''}"
+        return f"{each}: {len(self.devices)} {self.devices[0].device_kind}, {hosts}"
 
 
 def known_names() -> str:
     """The names that users may give, in words."""
     parts = [f"{version}:{', '.join(shapes)}" for version, shapes in _SHAPES.items()]
-    return "; ".join(parts) + "; Google's accelerator types such as v5e-16 and v4-128; cpu:N"
+    return "; ".join(parts) + "; Google's accelerator types such as v5litepod-16 and v4-128; cpu:N"
 
 
 def describe(text: str, slices: int = 1) -> Topology:

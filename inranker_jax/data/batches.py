@@ -31,6 +31,7 @@ class Batch(dict[str, np.ndarray]):
     Padded or bucketed, with b lists (this process's rows), L documents per list and T tokens:
 
     - `tokens` int32 `[b, L, T]`, 0 where there is nothing;
+    - `numbers` int32 `[b, L]`, of the documents within the batch of all processes;
     - `list_mask` bool `[b, L]`, True for real documents;
     - `teacher_logits` float32 `[b, L, 2]`, raw, [false, true]; absent when the data has none;
     - `relevance` float32 `[b, L]`: 1, 0, or -1 where unknown.
@@ -41,6 +42,7 @@ class Batch(dict[str, np.ndarray]):
     Packed, in M micro-batches of r rows of T tokens and of l lists, all static:
 
     - `tokens`, `segment_ids` int32 `[M, r, T]`, as in `packing.Packed`, this process's rows;
+    - `numbers` int32 `[M, r, slots]`, of the documents within the batch of all processes, whatever the layout;
     - `places` int32 `[M, l, L]`, where a document's logits are in the micro-batch of all processes: row x slots + slot;
     - `list_mask` bool, `relevance` float32 `[M, l, L]`, `teacher_logits` float32 `[M, l, L, 2]` as above;
     - `micro_batches` int32 `[]`, how many of the M this process uses; the others are all padding.
@@ -198,11 +200,21 @@ class BatchMaker:
         tokens = np.zeros((self.rows, self.list_size, length), np.int32)
         # Boolean indexing walks rows, then documents: the order in which `sequences` was made.
         tokens[arrays["list_mask"]] = pad_batch(sequences, length)
-        return {"tokens": tokens, **arrays}
+        return {"tokens": tokens, "numbers": self._numbers(), **arrays}
+
+    def _numbers(self) -> np.ndarray:
+        """Numbers of this process's documents within the batch of all, int32 [lists, documents]."""
+        count = self.rows * self.list_size
+        first = self.process_index * count
+        return np.arange(first, first + count, dtype=np.int32).reshape(self.rows, self.list_size)
 
     def _packed(
         self, examples: Sequence[Example], sequences: Sequence[np.ndarray], shape: micro_batches.Shape
     ) -> dict[str, np.ndarray]:
+        present = np.arange(self.list_size) < np.array([[len(example)] for example in examples]).reshape(
+            -1, 1
+        )
+        documents = self._numbers()[: len(examples)][present]
         examples = self._units(examples)
         division = micro_batches.divide(_list_lengths(examples, sequences), shape)
         homes = list(zip(division.micro_batch.tolist(), division.place.tolist(), strict=True))
@@ -217,6 +229,8 @@ class BatchMaker:
             shape.row_length,
             shape.count * shape.rows,
         )
+        numbers = np.zeros((shape.count, shape.rows, shape.slots), np.int32)
+        numbers[owner, row, division.slot] = documents
         places = np.zeros(lead, np.int32)
         each = shape.rows // self.ways
         row = self.own_ways[row // each] * each + row % each  # in the micro-batch of all processes
@@ -228,6 +242,7 @@ class BatchMaker:
         return {
             "tokens": packed.tokens.reshape(whole),
             "segment_ids": packed.segment_ids.reshape(whole),
+            "numbers": numbers,
             "places": places,
             "micro_batches": np.asarray(division.used, np.int32),
             **arrays,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inranker_jax.models.dropout import dropout
+from inranker_jax.models.dropout import derived, dropout
 
 # Finite, so that a query without any key gets a uniform distribution instead of NaN.
 MASKED_SCORE = float(np.finfo(np.float32).min)
@@ -83,6 +83,7 @@ def attend(
     bias: jax.Array,
     mask: jax.Array,
     seed: jax.Array | None = None,
+    names: jax.Array | None = None,
     *,
     dtype: str = "float32",
     rate: float = 0.0,
@@ -99,6 +100,7 @@ def attend(
       bias: float32 [1, heads, length, length].
       mask: bool [n, 1, 1 or length, length], True where a query may attend to a key.
       seed: uint32 [2] of dropout, or None for none.
+      names: uint32 [n, length], of the tokens; needed with a seed.
       dtype: of the products' operands.
       rate: of dropout.
 
@@ -110,47 +112,48 @@ def attend(
     rows = 0 if divided else max(1, _BLOCK_BYTES // (4 * heads * length * length), -(-n // _MOST_BLOCKS))
     options = _Options(dtype, 0.0 if seed is None else rate, rows if rows < n else 0)
     seed = jnp.zeros(2, jnp.uint32) if seed is None else seed
-    return _attend(options, query, key, value, bias, mask, seed)
+    names = jnp.zeros((n, length), jnp.uint32) if names is None else names
+    return _attend(options, query, key, value, bias, mask, seed, names)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(options: _Options, query: Any, key: Any, value: Any, bias: Any, mask: Any, seed: Any) -> Any:
-    return _attend_forward(options, query, key, value, bias, mask, seed)[0]
+def _attend(
+    options: _Options, query: Any, key: Any, value: Any, bias: Any, mask: Any, seed: Any, names: Any
+) -> Any:
+    return _attend_forward(options, query, key, value, bias, mask, seed, names)[0]
 
 
 def _attend_forward(
-    options: _Options, query: Any, key: Any, value: Any, bias: Any, mask: Any, seed: Any
+    options: _Options, query: Any, key: Any, value: Any, bias: Any, mask: Any, seed: Any, names: Any
 ) -> tuple[Any, Any]:
     query, key, value = (x.astype(options.dtype) for x in (query, key, value))
 
-    def block(first: int, query: Any, key: Any, value: Any, mask: Any) -> Any:
+    def block(query: Any, key: Any, value: Any, mask: Any, names: Any) -> Any:
         scores = _scores(options, query, key, bias, mask)
         highest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - highest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         if options.rate:
-            weights = dropout(weights, options.rate, seed, first * weights[0].size)
+            weights = _drop(options, weights, seed, names)
         context = _einsum("nhqk,nhkd->nhqd", weights, value, options.dtype) / total
         return (context, highest + jnp.log(total)), ()
 
-    (context, log_total), _ = _by_blocks(options, block, query, key, value, mask)
-    return context, (query, key, value, bias, mask, seed, context, log_total)
+    (context, log_total), _ = _by_blocks(options, block, query, key, value, mask, names)
+    return context, (query, key, value, bias, mask, seed, names, context, log_total)
 
 
 def _attend_backward(options: _Options, saved: Any, gradient: Any) -> tuple[Any, ...]:
-    query, key, value, bias, mask, seed, context, log_total = saved
+    query, key, value, bias, mask, seed, names, context, log_total = saved
     dtype = options.dtype
 
     def block(
-        first: int, query: Any, key: Any, value: Any, mask: Any, log_total: Any, gradient: Any, inner: Any
+        query: Any, key: Any, value: Any, mask: Any, names: Any, log_total: Any, gradient: Any, inner: Any
     ) -> Any:
         weights = jnp.exp(_scores(options, query, key, bias, mask) - log_total)
         to_weights = _einsum("nhqd,nhkd->nhqk", gradient, value, dtype)
         dropped = weights
         if options.rate:
-            dropped, to_weights = (
-                dropout(x, options.rate, seed, first * weights[0].size) for x in (weights, to_weights)
-            )
+            dropped, to_weights = (_drop(options, x, seed, names) for x in (weights, to_weights))
         to_value = _over_queries(dropped, gradient, dtype)
         to_scores = weights * (to_weights - inner)
         to_query = _einsum("nhqk,nhkd->nhqd", to_scores, key, dtype)
@@ -158,8 +161,9 @@ def _attend_backward(options: _Options, saved: Any, gradient: Any) -> tuple[Any,
         return (to_query, to_key, to_value), (jnp.sum(to_scores, axis=0, keepdims=True),)
 
     inner = jnp.sum(gradient * context, axis=-1, keepdims=True)
-    gradients, (to_bias,) = _by_blocks(options, block, query, key, value, mask, log_total, gradient, inner)
-    return *gradients, to_bias, None, None
+    arrays = (query, key, value, mask, names, log_total, gradient, inner)
+    gradients, (to_bias,) = _by_blocks(options, block, *arrays)
+    return *gradients, to_bias, None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -168,6 +172,12 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _scores(options: _Options, query: Any, key: Any, bias: Any, mask: Any) -> Any:
     scores = _einsum("nhqd,nhkd->nhqk", query, key, options.dtype) + bias
     return jnp.where(mask, scores, MASKED_SCORE)
+
+
+def _drop(options: _Options, weights: Any, seed: Any, names: Any) -> Any:
+    """Dropout of weights [n, heads, query, key], by the names of both tokens and the head's number."""
+    heads = jax.lax.iota(jnp.uint32, weights.shape[1])[:, None]
+    return dropout(weights, options.rate, seed, derived(names[:, None], heads), names[:, None, None])
 
 
 def _over_queries(weights: Any, states: Any, dtype: str) -> Any:
@@ -182,23 +192,20 @@ def _over_queries(weights: Any, states: Any, dtype: str) -> Any:
 
 
 def _by_blocks(options: _Options, block: Any, *arrays: Any) -> Any:
-    """`block(first row, *parts)` over parts of the leading axis; it returns (arrays to concatenate, arrays to add).
+    """`block(*parts)` over parts of the leading axis; it returns (arrays to concatenate, arrays to add).
 
     Written out instead of `lax.map`, whose loop was slower on a CPU.
     """
 
-    def whole(*arrays: Any) -> Any:
-        return block(0, *arrays)
-
     if not options.rows:
-        return whole(*arrays)
+        return block(*arrays)
 
     def parts(*arrays: Any) -> Any:
         starts = range(0, arrays[0].shape[0], options.rows)
-        done = [block(i, *(x[i : i + options.rows] for x in arrays)) for i in starts]
+        done = [block(*(x[i : i + options.rows] for x in arrays)) for i in starts]
         rows, sums = (zip(*results, strict=True) for results in zip(*done, strict=True))
         return tuple(map(jnp.concatenate, rows)), tuple(
             map(functools.partial(functools.reduce, jnp.add), sums)
         )
 
-    return jax.lax.platform_dependent(*arrays, cpu=parts, default=whole)
+    return jax.lax.platform_dependent(*arrays, cpu=parts, default=block)

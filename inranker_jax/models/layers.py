@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from inranker_jax.models.attention import MASKED_SCORE, attend, product
 from inranker_jax.models.config import Compute, T5Config
-from inranker_jax.models.dropout import dropout, part
+from inranker_jax.models.dropout import Names, derived, dropout, part
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -135,11 +135,11 @@ class Mlp(nnx.Module):
         shape, std = (config.d_ff, config.d_model), factor * config.d_ff**-0.5
         self.wo = Projection(shape, ("mlp", "embed"), std, dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
-        """[..., embed] -> [..., embed]."""
+    def __call__(self, x: jax.Array, seed: jax.Array | None, names: jax.Array | None) -> jax.Array:
+        """[..., embed] -> [..., embed]; `names` uint32 [...] for dropout."""
         activation = _ACTIVATIONS[self.activation]
         hidden = activation(self.wi_0(x)) * self.wi_1(x) if self.gated else activation(self.wi(x))
-        return self.wo(dropout(hidden, self.rate, seed))
+        return self.wo(dropout(hidden, self.rate, seed, names))
 
 
 class RelativePositionBias(nnx.Module):
@@ -189,7 +189,9 @@ class Attention(nnx.Module):
         """[n, length, heads * d_kv] -> [n, heads, length, d_kv], the layout of XLA's fastest products."""
         return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(1, 2)
 
-    def full(self, x: jax.Array, bias: jax.Array, mask: jax.Array, seed: jax.Array | None) -> jax.Array:
+    def full(
+        self, x: jax.Array, bias: jax.Array, mask: jax.Array, seed: jax.Array | None, names: Names | None
+    ) -> jax.Array:
         """Self-attention over all positions (the encoder's).
 
         Args:
@@ -197,30 +199,39 @@ class Attention(nnx.Module):
           bias: [1, heads, length, length].
           mask: bool [n, 1, 1 or length, length], True where a query may attend to a key.
           seed: of dropout, or None.
+          names: of the tokens, for dropout.
 
         Returns:
           float32 [n, length, embed].
         """
         query, key_states, value = (self._split(p(x)) for p in (self.query, self.key, self.value))
-        context = attend(query, key_states, value, bias, mask, seed, dtype=self.dtype, rate=self.rate)
+        tokens = names and names.tokens
+        context = attend(query, key_states, value, bias, mask, seed, tokens, dtype=self.dtype, rate=self.rate)
         return self.out(context.swapaxes(1, 2).reshape(*x.shape[:-1], -1))
 
-    def single(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
+    def single(self, x: jax.Array, seed: jax.Array | None, names: Names | None) -> jax.Array:
         """Self-attention of sequences of one: the softmax of one score is 1, so only the values count.
 
         Args:
           x: [n, slots, embed], normed; every slot is a sequence.
           seed: of dropout, or None; drops the one attention weight of each head.
+          names: of the documents, for dropout.
 
         Returns:
           float32 [n, slots, embed].
         """
         value = self.value(x).reshape(*x.shape[:-1], self.heads, -1)
-        weights = dropout(jnp.ones((*x.shape[:-1], self.heads, 1), jnp.float32), self.rate, seed)
+        weights = jnp.ones((*x.shape[:-1], self.heads), jnp.float32)
+        weights = dropout(weights, self.rate, seed, names and names.documents)[..., None]
         return self.out((value * weights).reshape(*x.shape[:-1], -1))
 
     def absorbed(
-        self, x: jax.Array, encoded: jax.Array, mask: jax.Array, seed: jax.Array | None
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        mask: jax.Array,
+        seed: jax.Array | None,
+        names: Names | None,
     ) -> jax.Array:
         """Cross-attention of one position a sequence, without the keys and values of the source positions.
 
@@ -232,6 +243,7 @@ class Attention(nnx.Module):
           encoded: [n, length, embed], the encoder's output.
           mask: bool [n, slots, length], True on the tokens of the slot's sequence.
           seed: of dropout, or None.
+          names: of documents and tokens, for dropout.
 
         Returns:
           float32 [n, slots, embed].
@@ -243,7 +255,10 @@ class Attention(nnx.Module):
             scores = product("she,nle->nshl", folded[0], encoded, self.dtype)
         else:
             scores = product("nshe,nle->nshl", folded, encoded, self.dtype)
-        weights = dropout(masked_softmax(scores, mask[:, :, None, :]), self.rate, seed)
+        weights = masked_softmax(scores, mask[:, :, None, :])
+        if names is not None:
+            heads = derived(names.documents[..., None], jnp.arange(self.heads))
+            weights = dropout(weights, self.rate, seed, heads, names.tokens[:, None, None])
         pooled = product("nshl,nle->nshe", weights, encoded, self.dtype)
         context = product("nshe,ehd->nshd", pooled, self.value.kernel[...].reshape(by_head), self.dtype)
         return self.out(context.reshape(*context.shape[:2], -1))
@@ -259,12 +274,15 @@ class EncoderLayer(nnx.Module):
         self.pre_mlp_layer_norm = Norm(config)
         self.mlp = Mlp(config, compute.dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, mask: jax.Array, seeds: jax.Array | None) -> jax.Array:
-        """[n, length, embed] -> [n, length, embed]; `bias` and `mask` as for `Attention.full`, 4 `seeds`."""
-        attended = self.attention.full(self.pre_attention_layer_norm(x), bias, mask, part(seeds, 0))
-        x = x + dropout(attended, self.rate, part(seeds, 1))
-        transformed = self.mlp(self.pre_mlp_layer_norm(x), part(seeds, 2))
-        return x + dropout(transformed, self.rate, part(seeds, 3))
+    def __call__(
+        self, x: jax.Array, bias: jax.Array, mask: jax.Array, seeds: jax.Array | None, names: Names | None
+    ) -> jax.Array:
+        """[n, length, embed] -> [n, length, embed]; arguments as for `Attention.full`, 4 `seeds`."""
+        rows = names and names.tokens
+        attended = self.attention.full(self.pre_attention_layer_norm(x), bias, mask, part(seeds, 0), names)
+        x = x + dropout(attended, self.rate, part(seeds, 1), rows)
+        transformed = self.mlp(self.pre_mlp_layer_norm(x), part(seeds, 2), rows)
+        return x + dropout(transformed, self.rate, part(seeds, 3), rows)
 
 
 class DecoderLayer(nnx.Module):
@@ -280,16 +298,22 @@ class DecoderLayer(nnx.Module):
         self.mlp = Mlp(config, compute.dtype, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, encoded: jax.Array, mask: jax.Array, seeds: jax.Array | None
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        mask: jax.Array,
+        seeds: jax.Array | None,
+        names: Names | None,
     ) -> jax.Array:
         """[n or 1, slots or 1, embed] -> [n, slots, embed]; arguments as for `Attention.absorbed`, 6 `seeds`."""
-        attended = self.self_attention.single(self.pre_self_attention_layer_norm(x), part(seeds, 0))
-        x = x + dropout(attended, self.rate, part(seeds, 1))
+        rows = names and names.documents
+        attended = self.self_attention.single(self.pre_self_attention_layer_norm(x), part(seeds, 0), names)
+        x = x + dropout(attended, self.rate, part(seeds, 1), rows)
         normed = self.pre_cross_attention_layer_norm(x)
-        attended = self.encoder_decoder_attention.absorbed(normed, encoded, mask, part(seeds, 2))
-        x = x + dropout(attended, self.rate, part(seeds, 3))
-        transformed = self.mlp(self.pre_mlp_layer_norm(x), part(seeds, 4))
-        return x + dropout(transformed, self.rate, part(seeds, 5))
+        attended = self.encoder_decoder_attention.absorbed(normed, encoded, mask, part(seeds, 2), names)
+        x = x + dropout(attended, self.rate, part(seeds, 3), rows)
+        transformed = self.mlp(self.pre_mlp_layer_norm(x), part(seeds, 4), rows)
+        return x + dropout(transformed, self.rate, part(seeds, 5), rows)
 
 
 def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], names: tuple[str, ...], std: float) -> nnx.Param:

@@ -31,7 +31,7 @@ from inranker_jax.errors import InputError
 from inranker_jax.models import trees
 from inranker_jax.models.attention import product
 from inranker_jax.models.config import Compute, T5Config
-from inranker_jax.models.dropout import dropout, part
+from inranker_jax.models.dropout import Names, dropout, part
 from inranker_jax.models.layers import (
     DecoderLayer,
     Embedding,
@@ -59,17 +59,20 @@ class Encoder(nnx.Module):
             setattr(self, f"layers_{i}", EncoderLayer(config, compute, rngs=rngs))
         self.encoder_norm = Norm(config)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, seeds: jax.Array | None) -> jax.Array:
-        """Embedded tokens [n, length, embed], `mask` as for `Attention.full` -> [n, length, embed]."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, seeds: jax.Array | None, names: Names | None
+    ) -> jax.Array:
+        """Embedded tokens [n, length, embed], the rest as for `Attention.full` -> [n, length, embed]."""
         bias = self.relpos_bias(x.shape[1])
-        x = _divide_batch(dropout(x, self.rate, part(seeds, 0)))
+        rows = names and names.tokens
+        x = _divide_batch(dropout(x, self.rate, part(seeds, 0), rows))
 
         def step(layer: EncoderLayer, x: jax.Array, seeds: jax.Array | None) -> jax.Array:
-            return _divide_batch(layer(x, bias, mask, seeds))
+            return _divide_batch(layer(x, bias, mask, seeds, names))
 
         layers = [getattr(self, f"layers_{i}") for i in range(self.num_layers)]
         x = _through(layers, step, x, part(seeds, 2, 4 * self.num_layers), self.compute)
-        return dropout(self.encoder_norm(x), self.rate, part(seeds, 1))
+        return dropout(self.encoder_norm(x), self.rate, part(seeds, 1), rows)
 
 
 class Decoder(nnx.Module):
@@ -89,7 +92,12 @@ class Decoder(nnx.Module):
             self.logits_dense = Projection(shape, names, config.initializer_factor, compute.dtype, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, encoded: jax.Array, mask: jax.Array, seeds: jax.Array | None
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        mask: jax.Array,
+        seeds: jax.Array | None,
+        names: Names | None,
     ) -> jax.Array:
         """Start state [embed], encoder output [n, length, embed], mask bool [n, slots, length].
 
@@ -99,16 +107,17 @@ class Decoder(nnx.Module):
         # Until its first look at the encoder's output, the decoder's state is the same for all; dropout ends that.
         shape = (1, 1) if seeds is None else mask.shape[:2]
         x = jnp.broadcast_to(x, (*shape, *x.shape))
-        x = _divide_batch(dropout(x, self.rate, part(seeds, 0)))
+        rows = names and names.documents
+        x = _divide_batch(dropout(x, self.rate, part(seeds, 0), rows))
 
         def step(layer: DecoderLayer, x: jax.Array, seeds: jax.Array | None) -> jax.Array:
-            return layer(x, encoded, mask, seeds)
+            return layer(x, encoded, mask, seeds, names)
 
         # The first layer may change the shape of the state; all others keep it.
         layers = [getattr(self, f"layers_{i}") for i in range(self.num_layers)]
         x = _through(layers[:1], step, x, part(seeds, 2, 6), self.compute)
         x = _through(layers[1:], step, x, part(seeds, 8, 6 * len(layers[1:])), self.compute)
-        return dropout(self.decoder_norm(x), self.rate, part(seeds, 1))
+        return dropout(self.decoder_norm(x), self.rate, part(seeds, 1), rows)
 
 
 class T5CrossEncoder(nnx.Module):
@@ -134,6 +143,7 @@ class T5CrossEncoder(nnx.Module):
         segment_ids: jax.Array | None = None,
         slots: int | None = None,
         dropout_key: jax.Array | None = None,
+        numbers: jax.Array | None = None,
     ) -> jax.Array:
         """Logits of the label tokens at decoder position 0, of one sequence a row or of several.
 
@@ -148,8 +158,10 @@ class T5CrossEncoder(nnx.Module):
           segment_ids: int32 [n, length] for packed rows: 0 is padding, whatever the token, and i marks the
             tokens of the row's sequence in slot i - 1.
           slots: most sequences a row; required with `segment_ids`.
-          dropout_key: turns dropout on, with masks that depend on the key and on each array's shape, not on how it
-            is divided over a mesh.
+          dropout_key: turns dropout on, with masks that depend on the key, on the numbers of the sequences and on
+            positions in them, not on rows, padding, or how arrays are divided over a mesh.
+          numbers: int32 [n], or [n, slots] of packed rows: the sequences' own numbers for dropout, wherever they
+            lie; by default they are counted, row by row.
 
         Returns:
           float32 [n, K]; with `segment_ids` [n, slots, K], finite values of no meaning for a slot without tokens.
@@ -159,13 +171,18 @@ class T5CrossEncoder(nnx.Module):
         """
         tokens, label_ids = jnp.asarray(tokens), jnp.asarray(label_ids)
         _check_inputs(self.config, tokens, label_ids, segment_ids, slots)
-        seeds, in_encoder, in_decoder = None, 2 + 4 * self.encoder.num_layers, 2 + 6 * self.decoder.num_layers
+        in_encoder, in_decoder = 2 + 4 * self.encoder.num_layers, 2 + 6 * self.decoder.num_layers
+        seeds: jax.Array | None = None
+        names: Names | None = None
         if dropout_key is not None:
             seeds = jax.random.bits(dropout_key, (in_encoder + in_decoder, 2), jnp.uint32)
+            if numbers is None:
+                numbers = jnp.arange(tokens.shape[0] * (slots or 1))
+            names = Names.of(numbers.reshape(tokens.shape[0], slots or 1), segment_ids, tokens.shape[1])
         self_mask, cross_mask = _masks(tokens, self.config.pad_token_id, segment_ids, slots)
-        encoded = self.encoder(self.token_embedder(tokens), self_mask, part(seeds, 0, in_encoder))
+        encoded = self.encoder(self.token_embedder(tokens), self_mask, part(seeds, 0, in_encoder), names)
         start = _whole(self.token_embedder(jnp.asarray(self.config.decoder_start_token_id)))
-        x = self.decoder(start, encoded, cross_mask, part(seeds, in_encoder, in_decoder))
+        x = self.decoder(start, encoded, cross_mask, part(seeds, in_encoder, in_decoder), names)
         logits = self._label_logits(x, label_ids)
         unknown = jnp.any((tokens < 0) | (tokens >= self.config.vocab_size), axis=1)
         logits = jnp.where(unknown[:, None, None], jnp.nan, logits)
@@ -219,6 +236,7 @@ def apply(
     slots: int | None = None,
     compute: Compute | None = None,
     dropout_key: jax.Array | None = None,
+    numbers: jax.Array | None = None,
 ) -> jax.Array:
     """`T5CrossEncoder` as a function of its parameters; differentiable in `params`.
 
@@ -231,6 +249,7 @@ def apply(
       slots: most sequences a packed row.
       compute: how to run it; float32 without rematerialisation by default.
       dropout_key: turns dropout on.
+      numbers: of the sequences, for dropout; see `T5CrossEncoder.__call__`.
 
     Returns:
       float32 [n, K], or [n, slots, K] of packed rows; see `T5CrossEncoder.__call__`.
@@ -242,7 +261,9 @@ def apply(
     graph, abstract, _ = _definition(config, compute)
     check_params(config, params, abstract)
     model = nnx.merge(graph, params)
-    return model(tokens, label_ids, segment_ids=segment_ids, slots=slots, dropout_key=dropout_key)
+    return model(
+        tokens, label_ids, segment_ids=segment_ids, slots=slots, dropout_key=dropout_key, numbers=numbers
+    )
 
 
 def check_params(

@@ -151,7 +151,7 @@ def test_a_mixture_follows_its_rates(open_stream: Any, store: ExampleStore) -> N
 
 def test_data_without_teacher_has_no_teacher_array(open_stream: Any) -> None:
     bare = ExampleStore.from_examples([make_example(n, 2, teacher=False) for n in range(4)])
-    assert set(next(open_stream(stores=bare))) == {"tokens", "list_mask", "relevance"}
+    assert set(next(open_stream(stores=bare))) == {"tokens", "numbers", "list_mask", "relevance"}
 
 
 def test_without_a_thread_the_batches_are_the_same(open_stream: Any) -> None:
@@ -314,6 +314,36 @@ def test_packed_parts_of_several_processes_fit_together(open_stream: Any, whole_
         for number, piece in enumerate(pieces):
             homes = piece["places"][piece["list_mask"]] // 5
             assert ((homes >= number * rows) & (homes < (number + 1) * rows)).all()
+
+
+def numbered(batch: Any) -> dict[int, list[int]]:
+    """The documents of a batch by their numbers."""
+    if "segment_ids" not in batch:
+        mask = batch["list_mask"]
+        rows = zip(batch["numbers"][mask].tolist(), batch["tokens"][mask], strict=True)
+        return {number: ids[ids != 0].tolist() for number, ids in rows}
+    found = {}
+    for micro, row, slot in np.ndindex(*batch["numbers"].shape):
+        ids = batch["tokens"][micro, row][batch["segment_ids"][micro, row] == slot + 1]
+        if len(ids):
+            found[int(batch["numbers"][micro, row, slot])] = ids.tolist()
+    return found
+
+
+@pytest.mark.parametrize("whole_lists", [True, False])
+def test_a_document_has_the_same_number_in_every_layout_and_number_of_processes(
+    open_stream: Any, whole_lists: bool
+) -> None:
+    layout = Layout("packed", row_length=80, slots=5, tokens_per_call=160)
+    more = {"layout": layout, "whole_lists": whole_lists, "num_epochs": 1, "ways": 4}
+    streams = [open_stream(num_epochs=1), open_stream(**more)]
+    shards = [open_stream(**more, process_index=i, process_count=2) for i in range(2)]
+    for padded, packed, one, other in zip(*streams, *shards, strict=True):
+        expected = numbered(padded)
+        assert len(expected) == padded["list_mask"].sum()
+        assert numbered(packed) == expected
+        assert numbered(one) | numbered(other) == expected
+        assert not numbered(one).keys() & numbered(other).keys()
 
 
 @pytest.mark.parametrize("own_ways", [((0, 1), (2, 3)), ((0, 3), (1, 2)), ((1, 2), (0, 3))])

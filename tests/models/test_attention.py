@@ -11,11 +11,15 @@ import pytest
 
 from inranker_jax.models import Compute, attention, init_params
 from inranker_jax.models.attention import attend, product
-from inranker_jax.models.dropout import dropout
+from inranker_jax.models.dropout import derived, dropout
 from inranker_jax.models.t5 import apply
 from tests.models.reference import config_of, ragged_tokens
 
 SEED = jnp.array([11, 12], jnp.uint32)
+
+
+def names_of(rows, length):
+    return derived(jnp.zeros((), jnp.uint32), jnp.arange(rows * length).reshape(rows, length))
 
 
 def inputs(rows, heads, length, width, *, segments):
@@ -34,7 +38,10 @@ def inputs(rows, heads, length, width, *, segments):
 def plain(query, key, value, bias, mask, seed=None, *, rate=0.0):
     scores = jnp.einsum("nhqd,nhkd->nhqk", query, key) + bias
     weights = jax.nn.softmax(jnp.where(mask, scores, attention.MASKED_SCORE), axis=-1)
-    return jnp.einsum("nhqk,nhkd->nhqd", dropout(weights, rate, seed), value)
+    names = names_of(weights.shape[0], weights.shape[2])
+    by_head = derived(names[:, None], jnp.arange(weights.shape[1])[:, None])
+    weights = dropout(weights, rate, seed, by_head, names[:, None, None])
+    return jnp.einsum("nhqk,nhkd->nhqd", weights, value)
 
 
 def values_and_gradients(function, query, key, value, gradient, bias, mask):
@@ -53,7 +60,7 @@ def test_attention_equals_its_definition_in_blocks_of_any_size(monkeypatch, rows
     arrays = inputs(5, 3, 12, 4, segments=segments)
     monkeypatch.setattr(attention, "_BLOCK_BYTES", rows_a_block * 4 * 3 * 12 * 12)
     found = values_and_gradients(
-        lambda *a: attend(*a, SEED if rate else None, dtype="float32", rate=rate), *arrays
+        lambda *a: attend(*a, SEED if rate else None, names_of(5, 12), dtype="float32", rate=rate), *arrays
     )
     expected = values_and_gradients(lambda *a: plain(*a, SEED, rate=rate), *arrays)
     for one, other in zip(found, expected, strict=True):
@@ -65,7 +72,7 @@ def test_blocks_give_the_same_bits_as_one_block_where_sums_do_not_cross_rows(mon
     results = []
     for rows in (1, 100):
         monkeypatch.setattr(attention, "_BLOCK_BYTES", rows * 4 * 2 * 16 * 16)
-        results.append(values_and_gradients(lambda *a: attend(*a, SEED, rate=0.5), *arrays))
+        results.append(values_and_gradients(lambda *a: attend(*a, SEED, names_of(4, 16), rate=0.5), *arrays))
     kept = [np.asarray(values) != 0 for values in (results[0][3], results[1][3])]
     np.testing.assert_array_equal(*kept)  # the same dropout masks
 

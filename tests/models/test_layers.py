@@ -12,7 +12,8 @@ import torch
 from flax import nnx
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from inranker_jax.models.layers import RelativePositionBias, dropout, relative_position_buckets
+from inranker_jax.models.dropout import Names, derived, dropout
+from inranker_jax.models.layers import RelativePositionBias, relative_position_buckets
 from tests.models.reference import config_of
 
 
@@ -43,8 +44,13 @@ def test_bias_is_the_table_looked_up_for_every_pair_of_positions(length):
     np.testing.assert_array_equal(module(length), table[:, buckets][None])
 
 
+def rows_of(count):
+    return derived(jnp.zeros((), jnp.uint32), jnp.arange(count))
+
+
 def zeros(seed, shape=(256, 512), rate=0.1):
-    return np.asarray(jax.jit(functools.partial(dropout, rate=rate))(jnp.ones(shape), seed=seed) == 0)
+    run = jax.jit(functools.partial(dropout, rate=rate))
+    return np.asarray(run(jnp.ones(shape), seed=seed, rows=rows_of(shape[0])) == 0)
 
 
 def seeds(count):
@@ -54,12 +60,12 @@ def seeds(count):
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_zeroes_its_share_and_scales_the_rest(rate):
     x = jnp.full((64, 2048), 3.0)
-    dropped = np.asarray(dropout(x, rate, seeds(1)[0]))
+    dropped = np.asarray(dropout(x, rate, seeds(1)[0], rows_of(64)))
     share = (dropped == 0).mean()
     assert abs(share - rate) < 4 * np.sqrt(rate * (1 - rate) / x.size)
     np.testing.assert_allclose(dropped[dropped != 0], 3.0 / (1 - rate), rtol=1e-6)
-    assert dropout(x, rate, None) is x
-    assert dropout(x, 0.0, seeds(1)[0]) is x
+    assert dropout(x, rate, None, None) is x
+    assert dropout(x, 0.0, seeds(1)[0], rows_of(64)) is x
 
 
 def test_dropout_masks_are_uncorrelated_between_seeds_neighbours_and_axes():
@@ -82,3 +88,17 @@ def test_dropout_masks_neighbouring_seeds_differ():
     for seed in ([0, 1], [1, 0], [1, 1], [2**31, 0]):
         other = zeros(jnp.array(seed, jnp.uint32))
         assert (base & other).mean() < 0.05, seed
+
+
+def test_names_of_tokens_are_of_their_document_and_place_wherever_they_lie():
+    """Documents 7 and 5 in one packed row, after a gap and in another order, and in rows of their own."""
+    alone = Names.of(jnp.array([[5], [7]]), None, 4)
+    together = Names.of(jnp.array([[7, 5, 0]]), jnp.array([[1, 1, 1, 2, 2, 2, 2, 0]]), 8)
+    np.testing.assert_array_equal(together.documents[0, :2], alone.documents[::-1, 0])
+    np.testing.assert_array_equal(together.tokens[0, :3], alone.tokens[1, :3])
+    np.testing.assert_array_equal(together.tokens[0, 3:7], alone.tokens[0])
+    assert len(np.unique(together.tokens[0, :7])) == 7
+    many = Names.of(jnp.arange(512)[:, None], None, 512)
+    assert len(np.unique(many.tokens)) > 0.9999 * 2**18, (
+        "a hash of 2^18 tokens into 2^32 has some 8 collisions"
+    )

@@ -100,7 +100,7 @@ def test_absorbed_decoder_equals_plain_decoder(variant):
     tokens = ragged_tokens(3, 11, config.vocab_size, seed=2)
     model = nnx.merge(t5._definition(config, Compute())[0], params)
     mask = tokens != 0
-    encoded = model.encoder(model.token_embedder(tokens), jnp.asarray(mask)[:, None, None, :], None)
+    encoded = model.encoder(model.token_embedder(tokens), jnp.asarray(mask)[:, None, None, :], None, None)
 
     def norm(weights, x):
         return (
