@@ -248,7 +248,7 @@ def train(
     batches = open_batches(stores, layout=layout, rates=rates, start_step=step - start)
     spec = trainer.StepSpec(
         config=student.config,
-        compute=compute or Compute(),
+        compute=(compute or Compute()).on(mesh.devices.flat[0].platform),
         label_ids=student.contract.label_ids(student.tokenizer),
         loss=loss,
         optimizer=built_optimizer,

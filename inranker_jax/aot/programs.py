@@ -132,7 +132,7 @@ def training(recipe: Recipe, topology: Topology, mean_length: int | None = None)
     )
     spec = trainer.StepSpec(
         config=config,
-        compute=recipe.compute,
+        compute=recipe.compute.on(topology.platform),
         label_ids=_label_ids(recipe.contract),
         loss=recipe.loss,
         optimizer=optimizer,

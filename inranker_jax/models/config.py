@@ -33,20 +33,30 @@ class Compute:
       remat: what the backward pass recomputes in each layer: "none" keeps every activation, "dots" keeps the
         results of the weight products, "full" keeps nothing but the layer's input.
       scan: whether layers are one loop in the program instead of written out one after another. The compiler then
-        needs a fraction of the time where there are many, for a copy of the layers' parameters.
+        needs a fraction of the time, for a copy of the layers' parameters. None: in training on TPUs (see `on`).
       gradients: dtype in which training keeps and adds up gradients, "float32" or "bfloat16", which takes half of the
         memory and rounds every sum of micro-batches to 8 bits. The optimiser gets float32 either way.
     """
 
     dtype: str = "float32"
     remat: str = "none"
-    scan: bool = False
+    scan: bool | None = None
     gradients: str = "float32"
 
     def __post_init__(self) -> None:
         _check_choice("Compute.dtype", self.dtype, ("float32", "bfloat16"))
         _check_choice("Compute.gradients", self.gradients, ("float32", "bfloat16"))
         _check_choice("Compute.remat", self.remat, ("none", "full", "dots"))
+
+    def on(self, platform: str) -> Compute:
+        """With what is left open chosen for training on JAX's `platform`.
+
+        The TPU compiler takes minutes for 12 layers written out, forward and backward.
+
+        >>> Compute().on("tpu").scan, Compute().on("cpu").scan, Compute(scan=False).on("tpu").scan
+        (True, False, False)
+        """
+        return dataclasses.replace(self, scan=platform == "tpu") if self.scan is None else self
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,6 +85,28 @@ def test_a_restart_continues_byte_for_byte(open_stream: Any, start: int) -> None
         assert_same(a, b)
 
 
+@pytest.mark.parametrize("layout", ["bucketed", "packed"])
+def test_a_restart_reads_as_much_at_any_distance(
+    open_stream: Any, store: ExampleStore, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """What a resumed run pays does not grow with the step: it reads nothing of what came before."""
+    read: list[int] = []
+    take = ExampleStore.take
+
+    def counted(self: ExampleStore, numbers: Any) -> Any:
+        read.append(len(numbers))
+        return take(self, numbers)
+
+    monkeypatch.setattr(ExampleStore, "take", counted)
+    costs = []
+    for start in (0, 1000, 10**9):
+        read.clear()
+        assert next(open_stream(start_step=start, layout=layout, prefetch=0)).step == start
+        costs.append(sum(read))
+    assert costs[0] >= 4
+    assert costs == costs[:1] * 3
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_processes_rows_are_the_rows_of_one(open_stream: Any, processes: int) -> None:
     single = open_stream(lengths=())  # several processes always use the full length
