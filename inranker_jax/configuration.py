@@ -226,17 +226,19 @@ def _check_required() -> None:
         )
 
 
-# Bindings that may change between the sessions of one run: they decide neither the data nor a step.
+# Bindings that may change between the sessions of one run: they decide neither the data nor, up to rounding, a step.
 _FREE = {
     "train": {
         "model_dir", "total_steps", "mesh", "log_every", "final_report", "keep_latest", "keep_best",
         "validation_split", "validation_batches", "validation_period", "checkpoint_period", "vocabulary",
         "mixture_or_task_module", "use_cached", "seqio_cache_dirs", "profile_steps", "wandb_project", "hang_seconds",
-        "hang_factor", "hang_exit_seconds",
+        "hang_factor", "hang_exit_seconds", "accumulation",
     },
+    "Compute": {"remat", "scan"},
+    "Layout": {"tokens_per_call"},
     "gin.macro": {
         "MODEL_DIR", "TRAIN_STEPS", "VOCABULARY", "MIXTURE_OR_TASK_MODULE", "USE_CACHED_TASKS", "EVAL_PERIOD",
-        "EVAL_STEPS",
+        "EVAL_STEPS", "FSDP", "TENSOR", "SLICES", "REMAT",
     },
 }  # fmt: skip
 _FREE_ROOMS = ("evaluation", "partitioning")

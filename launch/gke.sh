@@ -18,7 +18,7 @@
 #   --tpu=v4|v5e|v5p|v6e --topology=4x4   one slice; --chips_per_node=4   --slices=S (default 1) such slices
 #   --gpu=nvidia-h100-80gb --nodes=2 --gpus_per_node=8   or GPU nodes (GKE's accelerator label)
 #   --spot   nodes that may be taken away
-#   --max_restarts=R   (default 10)   --grace=S   seconds from SIGTERM to SIGKILL (default 120)
+#   --max_restarts=R   (default 50)   --grace=S   seconds from SIGTERM to SIGKILL (default 120)
 #   --env=NAME=VALUE   variable for the command; may be repeated
 #   --namespace=NS (default default)  --service_account=A  --queue=Q (Kueue's local queue)  --context=C (kubectl's)
 #   --cluster=C --zone=Z --project=P [INRANKER_CLUSTER, INRANKER_ZONE, INRANKER_PROJECT]   for xpk
@@ -46,7 +46,7 @@ declare_flags() {
   define value nodes 1
   define value gpus_per_node 8
   define switch spot
-  define value max_restarts 10
+  define value max_restarts 50
   define value grace 120
   define list env
   define value namespace default
@@ -228,7 +228,7 @@ spec:
                 onExitCodes:
                   containerName: main
                   operator: In
-                  values: [2] # bad input
+                  values: [2, 130] # bad input, and stopped by Ctrl-C
           template:
             spec:
               restartPolicy: Never

@@ -216,7 +216,7 @@ restart_helps() {
   local index
   ((FIRST != 0)) && [[ -z $FORWARDED ]] || return 1
   for index in "${!STATUS[@]}"; do
-    ((STATUS[$index] != 2)) || return 1
+    ((STATUS[$index] != 2 && STATUS[$index] != 130)) || return 1
   done
 }
 

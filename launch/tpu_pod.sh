@@ -6,6 +6,7 @@
 #   launch/tpu_pod.sh run     --name=N ... [--detach] -- python -m inranker_jax.train --gin_file=G --output_dir=gs://B/D
 #   launch/tpu_pod.sh logs    --name=N ... [--follow] [--worker=0]
 #   launch/tpu_pod.sh status  --name=N ...
+#   launch/tpu_pod.sh trace   --name=N ...      an xprof trace of the run's next steps, on every host
 #   launch/tpu_pod.sh stop    --name=N ...      ends the run: it saves, and can be started again
 #   launch/tpu_pod.sh resume  --name=N ... --accelerator_type=T --package=S -- COMMAND...
 #   launch/tpu_pod.sh delete  --name=N ...      ends the costs
@@ -42,7 +43,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-SUBCOMMANDS=(create setup run logs status stop resume delete)
+SUBCOMMANDS=(create setup run logs status trace stop resume delete)
 REMOTE=inranker_jax # in the home directory of each host; see worker.sh
 GIVE_UP=75          # EX_TEMPFAIL of sysexits.h
 LIST_env=() LIST_copy=() LIST_create_arg=()
@@ -104,8 +105,8 @@ queued() { gcloud compute tpus queued-resources "$1" "${FLAG[name]}" "${PLACE[@]
 state_of() {
   local answer attempt
   for attempt in {1..5}; do
-    if answer=$(queued describe "--format=value(state.state)" 2>&1); then
-      echo "${answer##*$'\n'}"
+    # Among gcloud's notices, whatever their place, the state is the line of one word in capitals.
+    if answer=$(queued describe "--format=value(state.state)" 2>&1) && grep -Exm 1 '[A-Z_]+' <<< "$answer"; then
       return
     fi
     if [[ $answer == *NOT_FOUND* ]]; then
@@ -360,7 +361,9 @@ status() {
   [[ $STATE != ACTIVE ]] || for_nodes on_all_hosts bash "$REMOTE/worker.sh" wait 0
 }
 
-stop() { for_nodes on_all_hosts bash "$REMOTE/worker.sh" stop INT; }
+stop() { for_nodes on_all_hosts bash "$REMOTE/worker.sh" signal INT; }
+
+trace() { for_nodes on_all_hosts bash "$REMOTE/worker.sh" signal USR1; }
 
 # ---- the loop -----------------------------------------------------------------------------------------------
 
@@ -384,7 +387,7 @@ node_preempted() {
   for node in "${NODES[@]}"; do
     # A failed look is no proof: the next round looks again.
     state=$(gcloud compute tpus tpu-vm describe "$node" "${PLACE[@]}" "--format=value(state)" 2>&1) || state=unknown
-    case ${state##*$'\n'} in PREEMPTED | TERMINATED) return 0 ;; esac
+    ! grep -Eqx 'PREEMPTED|TERMINATED' <<< "$state" || return 0
   done
   return 1
 }

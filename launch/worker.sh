@@ -6,7 +6,7 @@
 #   worker.sh start [NAME=VALUE...] -- COMMAND...   starts a detached run; does nothing where it runs already
 #   worker.sh wait SECONDS     waits for its end, SECONDS at most, and prints "launch-status: HOST STATUS"
 #   worker.sh log LINES [follow]   the end of its log
-#   worker.sh stop SIGNAL      sends it SIGNAL: INT saves and leaves with status 130
+#   worker.sh signal NAME      sends it a signal: INT saves and leaves with status 130, USR1 traces the next steps
 #
 # STATUS is the exit status of the command, "running", "none" (nothing was started) or "lost" (it is gone and left
 # no status: the host was restarted, or the kernel killed it).
@@ -135,7 +135,7 @@ supervise() {
   shift
   cd "$ROOT/work"
   export PATH="$ROOT/venv/bin:$PATH" VIRTUAL_ENV="$ROOT/venv" PYTHONUNBUFFERED=1
-  trap : TERM INT HUP # the command gets the signal and saves; this one stays to note its status
+  trap : TERM INT HUP USR1 # the command gets the signal and saves; this one stays to note its status
   set -m
   echo "launch: $(date -u +%FT%TZ) $(hostname): $(printf '%q ' "$@")"
   env "${variables[@]}" "$@" &
@@ -166,7 +166,7 @@ show_log() {
   exec tail -n "$lines" "$RUN/log"
 }
 
-stop() {
+send() {
   if [[ $(status) != running ]]; then
     echo "$(hostname): nothing is running"
     return
@@ -180,7 +180,7 @@ main() {
     install) install "$2" "$3" ;;
     start) start "${@:2}" ;;
     supervise) supervise "${@:2}" ;;
-    stop) stop "$2" ;;
+    signal) send "$2" ;;
     wait) wait_for_end "$2" ;;
     log) show_log "${@:2}" ;;
     *) fail 2 "worker.sh is run by tpu_pod.sh; see its --help." ;;

@@ -152,6 +152,30 @@ def test_flags_are_split_from_bindings():
     assert parser.parse_args(["--gin_search_paths=x,y"]).gin_search_paths == ["x", "y"]
 
 
+def test_a_run_goes_on_with_any_shipped_mesh_and_with_what_saves_memory():
+    recipe = "runs/inranker_3b_phase2.gin"
+
+    def deciding(files, bindings=()):
+        configuration.parse_gin(files, ['MODEL_DIR="x"', *bindings])
+        return configuration.deciding_bindings()
+
+    expected = deciding([recipe])
+    assert "LEARNING_RATE" in expected
+    for mesh in sorted((configuration.shipped_gin_folder() / "meshes").glob("*.gin")):
+        assert deciding([recipe, f"meshes/{mesh.name}"]) == expected, mesh.name
+    free = (
+        "FSDP=4",
+        "SLICES=2",
+        "TENSOR=2",
+        'REMAT="none"',
+        "models.Compute.scan=False",
+        "train.accumulation=4",
+    )
+    assert deciding([recipe], [*free, "packing.Layout.tokens_per_call=512"]) == expected
+    assert deciding([recipe], ["LEARNING_RATE=1.0"]) != expected
+    assert deciding([recipe], ['models.Compute.gradients="bfloat16"']) != expected
+
+
 def test_the_effective_configuration_parses_to_itself():
     parse("runs/inranker_60m_phase1.gin", MODEL_DIR="x")
     text = configuration.effective_config()

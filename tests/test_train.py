@@ -161,6 +161,7 @@ def test_other_settings_do_not_continue_a_run(setting, uninterrupted, capsys):
 def test_a_run_continues_on_another_mesh(setting, tmp_path, layout):
     mesh = ["--gin.train.mesh=@partitioning.make_mesh()", "--gin.partitioning.make_mesh.data=2"]
     mesh += ["--gin.partitioning.make_mesh.fsdp=2", "--gin.partitioning.make_mesh.model=2"]
+    mesh += ['--gin.REMAT="full"', "--gin.models.Compute.scan=True"]  # as fewer devices may need
     same = [f'--gin.LAYOUT="{layout}"', "--gin.DROPOUT_RATE=0.1"]
     output = tmp_path / "run"
     assert train.main(flags(setting, output, *same, "--gin.TRAIN_STEPS=4")) == 0

@@ -19,7 +19,7 @@ def test_virtual_cpus_are_devices_of_this_process() -> None:
     machine = topologies.describe("cpu:4")
     assert machine.devices == tuple(jax.devices()[:4])
     assert (machine.platform, machine.slices, machine.chip) == ("cpu", 1, None)
-    assert str(machine) == "cpu:4: 4 cpu, 1 hosts"
+    assert str(machine) == "cpu:4: 4 cpu, 1 host"
     assert len(topologies.describe("cpu:4", slices=2).devices) == 8
     with pytest.raises(InputError, match=r"started with 8 CPU devices"):
         topologies.describe("cpu:64")
@@ -102,4 +102,4 @@ def test_libtpu_writes_nothing_of_its_own() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stderr == ""
-    assert done.stdout == "v5e:2x2: 4 TPU v5 lite, 1 hosts\n"
+    assert done.stdout == "v5e:2x2: 4 TPU v5 lite, 1 host\n"

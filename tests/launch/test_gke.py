@@ -59,7 +59,7 @@ def test_a_slice(machine: Machine) -> None:
     (container,) = pod["containers"]
     assert rule == {
         "action": "FailJob",
-        "onExitCodes": {"containerName": container["name"], "operator": "In", "values": [2]},
+        "onExitCodes": {"containerName": container["name"], "operator": "In", "values": [2, 130]},
     }
     assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"]) == ("Never", 90)
     assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
@@ -200,7 +200,7 @@ def test_xpk_gets_the_whole_command_as_one_line(machine: Machine) -> None:
     assert listing[:2] == ["workload", "list"]
     assert creation[:-1] == [
         "workload", "create", "--workload=run", "--cluster=c", "--zone=z", "--project=p", "--tpu-type=v5litepod-16",
-        "--num-slices=2", f"--docker-image={NAME[1].partition('=')[2]}", "--priority=medium", "--max-restarts=10",
+        "--num-slices=2", f"--docker-image={NAME[1].partition('=')[2]}", "--priority=medium", "--max-restarts=50",
         "--termination-grace-period-seconds=120", "--env=A=b c",
     ]  # fmt: skip
     line = creation[-1].removeprefix("--command=")

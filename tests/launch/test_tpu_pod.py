@@ -120,6 +120,13 @@ def test_nothing_is_done_on_a_guess(subcommand: tuple[str, ...], machine: Machin
     assert "could not describe pod in z: ERROR: PERMISSION_DENIED" in done.stderr
 
 
+def test_a_state_is_found_among_gclouds_notices(machine: Machine) -> None:
+    machine.answers(**{DESCRIBE: [{"out": "ACTIVE\n", "error": "Updates are available for gcloud."}]})
+    done = machine.launch("tpu_pod.sh", "create", *PLACE, *QUICK, KIND)
+    assert (done.returncode, verbs(machine)) == (0, [])
+    assert "exists already and is ACTIVE" in done.stderr
+
+
 def test_a_passing_fault_of_the_look_is_tried_again(machine: Machine) -> None:
     machine.answers(**{DESCRIBE: [{"error": "UNAVAILABLE", "status": 1}, {"out": "ACTIVE\n"}]})
     done = machine.launch("tpu_pod.sh", "create", *PLACE, *QUICK, KIND)
@@ -191,9 +198,9 @@ class Pod:
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
-    def stop(self) -> str:
-        """Stops the run and returns its status when it has ended."""
-        assert self.launch("stop").returncode == 0
+    def stop(self, subcommand: str = "stop") -> str:
+        """Sends the run a signal and returns its status when it has ended."""
+        assert self.launch(subcommand).returncode == 0
         self.machine.answers(**{DESCRIBE: [{"out": "ACTIVE\n"}]}, hosts=len(self.homes))
         deadline = time.monotonic() + 120
         while (status := self.launch("status").stdout.split()[-1]) == "running":
@@ -269,6 +276,8 @@ def test_run_before_setup_and_beside_another_run_is_refused(machine: Machine) ->
     status = pod.launch("status")
     assert status.stdout.splitlines()[0] == "pod: ACTIVE"
     assert status.stdout.splitlines()[1].endswith(" running")
+    assert pod.stop("trace") == "138", "SIGUSR1, for which sleep has no handler"
+    assert pod.launch("run", "--detach", "--", "sleep", "600").returncode == 0
     assert pod.stop() == "130"
     assert pod.launch("run", "--", "true").returncode == 0
     assert pod.launch("logs", "--lines=3").stdout.splitlines()[-1].endswith("ended with status 0")

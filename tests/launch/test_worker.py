@@ -46,7 +46,7 @@ def host(tmp_path: pathlib.Path) -> Host:
 
 def test_nothing_started(host: Host) -> None:
     assert host.status() == "none"
-    assert "nothing is running" in host.worker("stop", "INT").stdout
+    assert "nothing is running" in host.worker("signal", "INT").stdout
     assert host.worker("log", "5").returncode == 2
 
 
@@ -57,7 +57,7 @@ def test_a_reboot_is_noticed_though_the_process_id_lives(host: Host) -> None:
     (host.run / "boot").write_text("another boot")
     assert host.status() == "lost"
     (host.run / "boot").write_text(boot)
-    host.worker("stop", "INT")
+    host.worker("signal", "INT")
     assert host.status(60) == "130"
 
 
@@ -77,6 +77,21 @@ def test_the_supervisor_notes_the_status_though_all_get_the_signal(host: Host) -
     assert host.status(60) == "143"
 
 
+def test_a_trace_reaches_the_command_and_spares_the_supervisor(host: Host) -> None:
+    program = "trap 'echo traced' USR1; trap 'exit 130' INT; echo ready; while true; do sleep 0.1; done"
+    host.worker("start", "--", "bash", "-c", program)
+    while "\nready\n" not in host.worker("log", "100").stdout:
+        time.sleep(0.1)
+    assert "sent SIGUSR1" in host.worker("signal", "USR1").stdout
+    # As `pkill -f` with the command's name does, which is in the supervisor's arguments too.
+    subprocess.run(["kill", "-USR1", (host.run / "supervisor").read_text().strip()], check=True)
+    while "\ntraced\n" not in host.worker("log", "100").stdout:
+        time.sleep(0.1)
+    assert host.status() == "running"
+    host.worker("signal", "INT")
+    assert host.status(60) == "130"
+
+
 def test_a_restart_appends_to_the_log(host: Host) -> None:
     for word in ("first", "second"):
         host.worker("start", "--", "echo", word)
@@ -91,7 +106,7 @@ def test_wait_is_bounded(host: Host) -> None:
     began = time.monotonic()
     assert host.status(1) == "running"
     assert time.monotonic() - began < 60
-    host.worker("stop", "KILL")
+    host.worker("signal", "KILL")
     assert host.status(60) == "137"
 
 
@@ -100,5 +115,5 @@ def test_a_version_is_not_changed_under_a_run(host: Host) -> None:
     done = host.worker("install", "auto", "inranker_jax[train,tpu] @ git+https://h/r@v2")
     assert done.returncode == 2
     assert "a run is going on here" in done.stderr
-    host.worker("stop", "INT")
+    host.worker("signal", "INT")
     assert host.status(60) == "130"
