@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from inranker_jax import configuration, flags, quiet
+from inranker_jax import configuration, flags, paths, quiet
 from inranker_jax.aot import programs, proof, report, search, topologies
 from inranker_jax.aot.programs import STEPS, Program, Recipe
 from inranker_jax.aot.topologies import Topology
@@ -176,9 +176,8 @@ def run(given: argparse.Namespace, bindings: Sequence[str]) -> int:
         written = report.as_dict(result)
     print(report.text(result), flush=True)
     if given.output:
-        path = pathlib.Path(given.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        paths.of(given.output).parent.mkdir(parents=True, exist_ok=True)
+        paths.write(given.output, json.dumps(written, indent=1) + "\n")
     return 3 if result.fits is False else 0
 
 

@@ -9,15 +9,15 @@ a plain function; they get their gin names here.
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError, did_you_mean
 
 try:
@@ -74,12 +74,21 @@ def find_gin_file(name: str, search_paths: Sequence[str] = ()) -> str:
       InputError: there is no such file; the message lists the shipped ones.
     """
     shipped = shipped_gin_folder()
-    for folder in [pathlib.Path("."), *map(pathlib.Path, search_paths), shipped.parent, shipped]:
-        if (folder / name).is_file():
-            return str(folder / name)
+    for folder in ["", *search_paths, str(shipped.parent), str(shipped)]:
+        path = name if paths.is_remote(name) else os.path.join(folder, name)
+        if _is_file(path):
+            return path
     known = sorted(str(path.relative_to(shipped)) for path in shipped.rglob("*.gin"))
     hint = did_you_mean(name.removeprefix("gin/"), known)
     raise InputError(f"no gin file {name!r}.{hint} Shipped files, as gin/NAME: {', '.join(known)}.")
+
+
+def _is_file(path: str) -> bool:
+    return paths.of(path).is_file() if paths.is_remote(path) else os.path.isfile(path)
+
+
+def _open(path: str) -> IO[str]:
+    return open(paths.local_copy(path), encoding="utf-8")
 
 
 def split_gin_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -150,12 +159,12 @@ def parse_gin(
     gin.clear_config()
     for folder in [*search_paths, str(shipped_gin_folder().parent), str(shipped_gin_folder())]:
         gin.add_config_file_search_path(folder)
-    paths = [find_gin_file(name, search_paths) for name in files]
+    found = [find_gin_file(name, search_paths) for name in files]
     try:
         given = [f"{name} = {value!r}" for name, value in (macros or {}).items() if value is not None]
         # Plain files only: gin's other reader takes a folder `runs/` of the user's for a package, and fails on it.
-        gin.config._FILE_READERS[:] = [(functools.partial(open, encoding="utf-8"), os.path.isfile)]
-        gin.parse_config_files_and_bindings(paths, [], finalize_config=False)
+        gin.config._FILE_READERS[:] = [(_open, _is_file)]
+        gin.parse_config_files_and_bindings(found, [], finalize_config=False)
         _check_macros([*given, *bindings])
         gin.parse_config([*given, *bindings])
         _check_meanings()

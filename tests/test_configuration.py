@@ -163,15 +163,10 @@ def test_a_run_goes_on_with_any_shipped_mesh_and_with_what_saves_memory():
     assert "LEARNING_RATE" in expected
     for mesh in sorted((configuration.shipped_gin_folder() / "meshes").glob("*.gin")):
         assert deciding([recipe, f"meshes/{mesh.name}"]) == expected, mesh.name
-    free = (
-        "FSDP=4",
-        "SLICES=2",
-        "TENSOR=2",
-        'REMAT="none"',
-        "models.Compute.scan=False",
-        "train.accumulation=4",
-    )
-    assert deciding([recipe], [*free, "packing.Layout.tokens_per_call=512"]) == expected
+    assert deciding([recipe, "meshes/slices_fsdp.gin"], ["SLICES=4"]) == expected
+    assert deciding([recipe, "meshes/fsdp_tensor.gin"], ["TENSOR=4"]) == expected
+    free = ('REMAT="none"', "models.Compute.scan=False", "packing.Layout.tokens_per_call=512")
+    assert deciding([recipe], [*free, "train.accumulation=4"]) == expected
     assert deciding([recipe], ["LEARNING_RATE=1.0"]) != expected
     assert deciding([recipe], ['models.Compute.gradients="bfloat16"']) != expected
 

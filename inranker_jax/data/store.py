@@ -3,9 +3,8 @@
 A task is a stream; `GlobalOrder` needs examples by number. So a split is read once, in the task's own order:
 a small one is kept in memory, a large one goes to an ArrayRecord file in a cache folder. The file's name
 holds a fingerprint of what the examples come from, its last record describes it, and it gets its name only
-when it is
-whole: a killed run leaves nothing that a later one could mistake for it, and processes of one machine share
-  it.
+when it is whole: a killed run leaves nothing that a later one could mistake for it, and processes of one machine
+share it.
 """
 
 from __future__ import annotations
