@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from inranker_jax import configuration, paths
 from inranker_jax.configuration import gin
 from inranker_jax.errors import InputError
+from inranker_jax.train import train
 from tests.remote.object_store import ObjectStore
 
 
 @pytest.fixture(autouse=True)
-def _clean() -> None:
+def _train_is_known() -> Iterator[None]:
+    gin.external_configurable(train, "train", module="inranker_jax")
+    yield
     gin.clear_config()
 
 
