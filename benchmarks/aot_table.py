@@ -13,6 +13,7 @@ time. A training step that does not fit as its recipe says is tried again with m
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import hashlib
 import importlib.metadata
@@ -39,8 +40,12 @@ CHIPS = {"v5e-4": 4, "v5e-16": 16, "v5e-256": 256, "v4-128": 64}
 BATCH, STEPS_OF_RUN = 32, 329_000
 REMATS = ("none", "dots", "full")
 MISSING = "not made yet"
-SOURCES = ("aot/*.py", "models/*.py", "losses/*.py", "data/micro_batches.py", "packing.py", "partitioning.py",
-           "optimizers.py", "train_state.py", "trainer.py", "scorer.py", "hardware.py")  # fmt: skip
+SOURCES = (
+    *(f"inranker_jax/{room}/*.py" for room in ("aot", "losses", "models", "prompts")),
+    *(f"inranker_jax/{name}.py" for name in ("hardware", "optimizers", "packing", "partitioning", "scorer")),
+    *(f"inranker_jax/{name}.py" for name in ("data/micro_batches", "train_state", "trainer")),
+    "gin/**/*.gin",
+)
 
 
 def batch_size(slice_name: str) -> int:
@@ -68,13 +73,29 @@ def arguments(size: str, slice_name: str, step: str, remat: str | None) -> list[
     return flags + ([f'--gin.REMAT="{remat}"'] if remat else [])
 
 
+def meaning(path: pathlib.Path) -> str:
+    """A source without comments and docstrings, which decide nothing."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".gin":
+        lines = (line.partition("#")[0].rstrip() for line in text.splitlines())
+        return "\n".join(line for line in lines if line)
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
 @functools.cache
 def versions() -> dict[str, str]:
-    """What decides a cell beside its command: the compiler, and our own code of the steps and of their counting."""
+    """What decides a cell beside its command: the compiler, the recipes, and our own code."""
     digest = hashlib.sha256()
     for pattern in SOURCES:
-        for path in sorted((ROOT / "inranker_jax").glob(pattern)):
-            digest.update(path.read_bytes())
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(meaning(path).encode())
     found = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     return {**found, "sources": digest.hexdigest()[:12]}
 

@@ -159,7 +159,8 @@ class T5CrossEncoder(nnx.Module):
             tokens of the row's sequence in slot i - 1.
           slots: most sequences a row; required with `segment_ids`.
           dropout_key: turns dropout on, with masks that depend on the key, on the numbers of the sequences and on
-            positions in them, not on rows, padding, or how arrays are divided over a mesh.
+            positions in them (in rows without segments: columns), not on rows, padding on the right, or how arrays
+            are divided over a mesh.
           numbers: int32 [n], or [n, slots] of packed rows: the sequences' own numbers for dropout, wherever they
             lie; by default they are counted, row by row.
 

@@ -124,3 +124,17 @@ def test_batches_are_read_by_every_host() -> None:
 def test_the_page_of_the_repository_has_its_marks() -> None:
     text = aot_table.DOCS.read_text()
     assert text.count(aot_table.BEGIN) == text.count(aot_table.END) == 1
+
+
+def test_comments_and_docstrings_make_no_cell_anew_but_settings_and_code_do(tmp_path: pathlib.Path) -> None:
+    def meaning(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return aot_table.meaning(tmp_path / name)
+
+    code = 'def f(x):\n    """Old."""\n    return x\n'
+    assert meaning("a.py", code) == meaning(
+        "a.py", '# new\ndef f(x):\n    """New."""\n    return x  # here\n'
+    )
+    assert meaning("a.py", code) != meaning("a.py", code.replace("return x", "return 2 * x"))
+    assert meaning("a.gin", "# old\nREMAT = 1\n") == meaning("a.gin", "REMAT = 1  # new\n\n")
+    assert meaning("a.gin", "REMAT = 1\n") != meaning("a.gin", "REMAT = 2\n")
