@@ -126,6 +126,31 @@ def program_of(given: argparse.Namespace, found: Recipe, topology: Topology) -> 
     )
 
 
+def host_of(topology: Topology) -> Topology:
+    """The chips of one host of a TPU slice as a machine of their own; other machines as they are.
+
+    The compiler takes programs for all chips of the slice that it was told of, and aborts for some of them.
+    """
+    if topology.platform != "tpu" or len(topology.hosts) == 1:
+        return topology
+    version, _, shape = topology.name.partition(":")
+    return topologies.describe(f"{version}:{'2x2x1' if shape.count('x') == 2 else '2x2'}")
+
+
+def prove(given: argparse.Namespace, found: Recipe, topology: Topology) -> proof.Proof:
+    """Compiles the program that flags ask for; a label step for one host, of which each other has a copy.
+
+    Raises:
+      InputError: it does not fit the mesh.
+    """
+    if given.step != "label":
+        return proof.prove(program_of(given, found, topology), topology)
+    host = host_of(topology)
+    program = program_of(given, found, host)
+    copies = len(topology.devices) // program.mesh.devices.size
+    return proof.prove(dataclasses.replace(program, copies=copies), host)
+
+
 def candidate_program(
     given: argparse.Namespace, bindings: Sequence[str], topology: Topology, candidate: search.Candidate
 ) -> Program:
@@ -172,7 +197,7 @@ def run(given: argparse.Namespace, bindings: Sequence[str]) -> int:
         result = chosen.proof
         written = {"best": report.as_dict(result), "tried": [_trial_dict(trial) for trial in trials]}
     else:
-        result = proof.prove(program_of(given, found, topology), topology)
+        result = prove(given, found, topology)
         written = report.as_dict(result)
     print(report.text(result), flush=True)
     if given.output:

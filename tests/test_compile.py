@@ -68,7 +68,7 @@ def test_a_run_compiles_for_virtual_cpus(run_file: str, tmp_path: pathlib.Path) 
     output = tmp_path / "out" / "report.json"
     done = command(f"--gin_file={run_file}", "--topology=cpu:4", f"--output={output}", "--mean_length=20")
     assert done.returncode == 0, done.stderr
-    assert "train step for cpu:4: 4 cpu, 1 hosts" in done.stdout
+    assert "train step for cpu:4: 4 cpu, 1 host\n" in done.stdout
     assert "mesh data=1 x fsdp=4 x model=1; products in bfloat16" in done.stdout
     found = json.loads(output.read_text())
     assert found["mesh"] == {"data": 1, "fsdp": 4, "model": 1}
@@ -112,7 +112,7 @@ def test_the_tpu_compiler_compiles_each_step(step: str, run_file: str, tmp_path:
     output = tmp_path / "report.json"
     done = command(f"--gin_file={run_file}", "--topology=v5e-4", f"--step={step}", f"--output={output}")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "compiling for v5e:2x2: 4 TPU v5 lite, 1 hosts\n"
+    assert done.stderr == "compiling for v5e:2x2: 4 TPU v5 lite, 1 host\n"
     for part in (
         ": fits",
         "MFU at most",
@@ -134,6 +134,20 @@ def test_the_tpu_compiler_compiles_each_step(step: str, run_file: str, tmp_path:
         assert found["mesh"] == (
             {"data": 4, "fsdp": 1, "model": 1} if step == "label" else {"data": 1, "fsdp": 4, "model": 1}
         )
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("slice_name", "host"), [("v5e-16", "v5e:2x2"), ("v4-16", "v4:2x2x1")])
+def test_labels_of_a_slice_are_compiled_for_each_of_its_hosts(
+    slice_name: str, host: str, run_file: str, tmp_path: pathlib.Path
+) -> None:
+    output = tmp_path / "report.json"
+    done = command(f"--gin_file={run_file}", f"--topology={slice_name}", "--step=label", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(output.read_text())
+    chips = 16 if slice_name == "v5e-16" else 8
+    assert (found["topology"], found["chips"], found["copies"]) == (host, 4, chips // 4)
+    assert found["pairs_per_second"] == pytest.approx(found["pairs"] / found["seconds"]["estimate"])
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def program_parameters(program: Program) -> int:
 def test_the_report_says_it_all_in_text_and_json(found: proof.Proof) -> None:
     text = report.text(found)
     for part in (
-        "train step for cpu:8: 8 cpu, 1 hosts",
+        "train step for cpu:8: 8 cpu, 1 host",
         "mesh data=2 x fsdp=4 x model=1",
         "arguments",
         "temporaries",

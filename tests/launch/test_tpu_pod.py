@@ -121,7 +121,7 @@ def test_nothing_is_done_on_a_guess(subcommand: tuple[str, ...], machine: Machin
 
 
 def test_a_state_is_found_among_gclouds_notices(machine: Machine) -> None:
-    machine.answers(**{DESCRIBE: [{"out": "ACTIVE\n", "error": "Updates are available for gcloud."}]})
+    machine.answers(**{DESCRIBE: [{"out": "ACTIVE\n", "error": "Updates are available for gcloud.\n"}]})
     done = machine.launch("tpu_pod.sh", "create", *PLACE, *QUICK, KIND)
     assert (done.returncode, verbs(machine)) == (0, [])
     assert "exists already and is ACTIVE" in done.stderr
