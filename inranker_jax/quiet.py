@@ -36,6 +36,10 @@ def native_stderr_held_back() -> Iterator[None]:
                 os.write(2, held.read())
 
 
+# What JAX itself sets when it is imported beside a libtpu, with a TPU or without.
+_OF_JAX = ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY")
+
+
 def libraries() -> None:
     """Sets the log levels of chatty libraries to warnings, or errors where their warnings are routine."""
     for name, level in (("absl", logging.ERROR), ("bm25s", logging.WARNING), ("orbax", logging.ERROR)):
@@ -52,7 +56,7 @@ def without_a_tpu() -> None:
     """
     installed = importlib.util.find_spec("libtpu") is not None
     others = importlib.util.find_spec("jax_plugins") is not None
-    told = any(name.startswith("TPU_") or name.startswith("MEGASCALE_") for name in os.environ)
+    told = any(name.startswith(("TPU_", "MEGASCALE_")) and name not in _OF_JAX for name in os.environ)
     if not installed or others or told or "JAX_PLATFORMS" in os.environ or _has_tpu():
         return
     os.environ["JAX_PLATFORMS"] = "cpu"

@@ -24,7 +24,7 @@ def setting(tmp_path_factory):
     params = jax.jit(lambda: init_params(CONFIG, 3))()
     t5x_save.save(folder / "t5x", CONFIG, params, 1000)
     huggingface.save(folder / "hf", CONFIG, params, None, None)
-    return folder, tiny_run.write_setting(folder)
+    return folder, tiny_run.write_setting(folder, "tiny_t5x_task")
 
 
 def run(setting, output, *more):

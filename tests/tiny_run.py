@@ -59,17 +59,20 @@ def write_task(folder: pathlib.Path, name: str, bad_logit: float | None = None) 
     return module
 
 
-def write_setting(folder: pathlib.Path) -> pathlib.Path:
-    """A gin file for a tiny run of 12 steps, its task and its vocabulary."""
+def write_setting(folder: pathlib.Path, task: str = "tiny_task") -> pathlib.Path:
+    """A gin file for a tiny run of 12 steps, its task and its vocabulary.
+
+    Modules that train in their own process name tasks of their own: SeqIO takes each name once.
+    """
     (folder / "vocabulary").mkdir()
     write_spiece(folder / "vocabulary", size=300)
-    module = write_task(folder, "tiny_task")
+    module = write_task(folder, task)
     gin_file = folder / "tiny_run.gin"
     gin_file.write_text(f"""
 include "runs/distil.gin"
 include "models/tiny.gin"
 include "meshes/single.gin"
-MIXTURE_OR_TASK_NAME = "tiny_task"
+MIXTURE_OR_TASK_NAME = "{task}"
 MIXTURE_OR_TASK_MODULE = "{module}"
 VOCABULARY = "{folder / "vocabulary"}"
 TRAIN_STEPS = 12
