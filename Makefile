@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 run: $(VENV)/.train
 	$(BIN)/python -m inranker_jax.train --gin_file=gin/small_synth.gin
 
-# A worker that crashes ends the run: pytest-xdist 3.8 waits for ever after it has replaced two of them.
+# A worker that crashes ends the run: pytest-xdist 3.8 may wait for ever after it has replaced one.
 test: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 -q
 

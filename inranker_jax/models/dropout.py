@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: no small number is mapped to another
+_GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio; without it the number 0 would be hashed to 0
 
 
 class Names(NamedTuple):
@@ -61,8 +61,8 @@ def dropout(
 ) -> jax.Array:
     """Zeroes entries with probability `rate` and scales the others by `1 / (1 - rate)`; no seed, no dropout.
 
-    The mask is a hash of the seed and of each entry's names. `jax.random.bernoulli` on two CPU cores took 30 times as
-    long, and the compiler needed half a second more for every place in the model.
+    The mask is a hash of the seed and of each entry's names. `jax.random.bernoulli` takes many times as long on
+    a CPU, to run and to compile.
 
     Args:
       x: any shape.
