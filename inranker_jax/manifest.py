@@ -57,7 +57,7 @@ def write(model_dir: str, identity: Mapping[str, Any], mesh: jax.sharding.Mesh, 
     """
     folder = paths.of(model_dir)
     path = folder / "manifest.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    stored = json.loads(paths.read(path)) if path.exists() else None
     canonical = json.loads(json.dumps(identity))
     if stored and stored["identity"] != canonical:
         lines = "\n".join(_difference(stored["identity"], canonical))

@@ -132,6 +132,21 @@ def open_file(path: PathType, mode: str) -> IO[Any]:
     return open(path, mode)
 
 
+def read(path: PathType) -> bytes:
+    """The whole file as one writer left it, though another may be replacing it.
+
+    A remote file is one request: opening it asks for its size first, and then for as many bytes of what may be a newer
+    and longer object.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    if not is_remote(path):
+        return pathlib.Path(path).read_bytes()
+    files, inside = _file_system(path)
+    return bytes(files.cat_file(inside))
+
+
 def write(path: PathType, content: str | bytes) -> None:
     """Writes a file that appears whole or not at all, in place of an older one; missing folders are made."""
     data = content.encode("utf-8") if isinstance(content, str) else content

@@ -249,7 +249,7 @@ class LabelFolder:
         self.lists = Lists(folder)
         place = self.path / INFO
         try:
-            self.info: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+            self.info: dict[str, Any] = json.loads(paths.read(place))
         except (FileNotFoundError, ValueError) as error:
             problem = "no such file" if isinstance(error, FileNotFoundError) else f"not JSON ({error})"
             raise InputError.at(

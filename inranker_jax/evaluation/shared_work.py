@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from inranker_jax import records
+from inranker_jax import paths, records
 from inranker_jax.corpora.beir import BeirCollection
 from inranker_jax.errors import InputError
 from inranker_jax.evaluation.candidates import find_candidates
@@ -58,7 +58,7 @@ class SharedWork:
         """
         path = self.folder / RESULT
         try:
-            summary = DatasetSummary.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            summary = DatasetSummary.from_dict(json.loads(paths.read(path)))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:

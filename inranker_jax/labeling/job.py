@@ -375,7 +375,7 @@ class LabelJob:
     def info(self) -> dict[str, Any]:
         """What labels.json says now; nothing before there is one."""
         try:
-            return json.loads((self.folder / INFO).read_text(encoding="utf-8"))
+            return json.loads(paths.read(self.folder / INFO))
         except FileNotFoundError:
             return {}
 

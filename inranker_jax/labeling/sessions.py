@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from inranker_jax import paths
 from inranker_jax.corpora.label_store import write_json
 from inranker_jax.progress import clock
 
@@ -136,5 +137,5 @@ def totals(folder: Any) -> dict[str, Any]:
     """The cost of all sessions of a label folder: seconds (of all processes together), pairs and dollars."""
     total: dict[str, Any] = {"seconds": 0.0, "pairs_scored": 0, "usd": 0.0}
     for path in sorted((folder / "sessions").glob("*.json")):
-        total = add_cost(total, json.loads(path.read_text(encoding="utf-8")))
+        total = add_cost(total, json.loads(paths.read(path)))
     return total

@@ -184,7 +184,7 @@ def check_output(source: PathType, output: PathType) -> None:
     path = paths.of(source) / "labels.json"
     if not path.is_file():
         return
-    labelled = json.loads(path.read_text(encoding="utf-8")).get("queries", {}).get("path", "")
+    labelled = json.loads(paths.read(path)).get("queries", {}).get("path", "")
     named = paths.of(labelled if paths.is_remote(labelled) else os.path.join(source, labelled))
     if labelled and os.path.realpath(named) == os.path.realpath(output):
         raise InputError(

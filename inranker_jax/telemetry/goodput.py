@@ -64,7 +64,7 @@ class Goodput:
         if not self._path.exists():
             return None
         try:
-            stored = json.loads(self._path.read_text())
+            stored = json.loads(paths.read(self._path))
             return {
                 "first_start": float(stored["first_start"]),
                 "updated": float(stored["updated"]),

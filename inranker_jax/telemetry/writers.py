@@ -85,7 +85,7 @@ class WeightsAndBiases:
 
         home = paths.of(folder)
         record = home / WANDB_FILE
-        stored = json.loads(record.read_text()) if record.exists() else {}
+        stored = json.loads(paths.read(record)) if record.exists() else {}
         if stored.get("project") != project:
             stored = {"project": project, "id": secrets.token_hex(4)}
             paths.write(record, json.dumps(stored))

@@ -46,6 +46,20 @@ def test_another_writer_is_seen(store: ObjectStore) -> None:
     assert [path.name for path in paths.of("gs://bkt/run").iterdir()] == ["a"]
 
 
+def test_a_file_that_is_replaced_while_it_is_read_is_the_old_or_the_new_one(store: ObjectStore) -> None:
+    old, new = '{"parts": []}', '{"parts": ["a longer list than before"]}'
+    paths.write("gs://bkt/labels.json", old)
+
+    def replace_before_the_next_answer(method: str, name: str) -> None:
+        store.fault = lambda method, name: store.put("bkt", "labels.json", new.encode(), {}) and None
+
+    store.fault = replace_before_the_next_answer  # the second request for the file would find the new one
+    assert paths.read("gs://bkt/labels.json").decode() in (old, new)
+    store.fault = lambda method, name: None
+    with pytest.raises(FileNotFoundError):
+        paths.read("gs://bkt/none.json")
+
+
 def test_a_big_file_goes_up_in_chunks_and_comes_back(store: ObjectStore, tmp_path: pathlib.Path) -> None:
     data = bytes(range(256)) * 4096 * 60  # 60 MiB: more than one chunk of a resumable upload
     (tmp_path / "big").write_bytes(data)
