@@ -391,5 +391,6 @@ def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh, packed: boo
         raise InputError(
             f"batch size {batch_size} does not split into {accumulation} micro-batches over {ways} "
             f"{'processes' if packed else 'devices'} (data x fsdp = {mesh.shape['data']} x {mesh.shape['fsdp']}). "
-            f"Use a multiple of {step}, such as {near}."
+            f"Use a multiple of {step}, such as {near}; a run that has begun keeps its batch size, so give it a mesh "
+            f"and a number of micro-batches that divide {batch_size}."
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from inranker_jax.aot import hlo, loops
 from inranker_jax.aot.hlo import Array, Computation, Instruction, Module
+from inranker_jax.aot.traffic import Traffic
 
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
@@ -25,8 +26,6 @@ _FREE = (
     "after-all",
     "partition-id",
 )
-_SLICES = ("dynamic-slice", "slice", "gather")
-_UPDATES = ("dynamic-update-slice", "scatter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +125,7 @@ def of(module: Module, devices: int, trips: float = 1.0) -> Costs:
 class _Counter:
     def __init__(self, module: Module, devices: int, trips: float) -> None:
         self._module, self._devices, self._trips = module, devices, trips
+        self._traffic = Traffic(module)
         self._found: dict[tuple[object, ...], Collective] = {}
         self.unknown_loops = 0
 
@@ -154,7 +154,7 @@ class _Counter:
                 continue
             elif opcode not in _FREE and not opcode.endswith("-done"):
                 flops = self._flops(instruction, computation)
-                yield Work(times * flops, times * self._bytes(instruction, computation))
+                yield Work(times * flops, times * self._traffic.of(instruction, computation))
 
     def _loop(self, instruction: Instruction, computation: Computation, times: float) -> Iterator[Work]:
         known = loops.trips(self._module, instruction, computation)
@@ -189,44 +189,6 @@ class _Counter:
         called = instruction.called("calls") if instruction.opcode in ("fusion", "custom-call") else []
         inner = sum(self._total_flops(name) for name in called if name in self._module.computations)
         return inner + hlo.product_flops(instruction, computation)
-
-    def _bytes(self, instruction: Instruction, computation: Computation) -> float:
-        """Bytes that an instruction moves to and from the device's memory."""
-        operands = [computation[name].outputs for name in instruction.operands if name in computation]
-        read = [sum(_hbm(array) for array in arrays) for arrays in operands]
-        written = sum(_hbm(array) for array in instruction.outputs)
-        if instruction.opcode == "copy-start":  # its result is the copy, the source again, and a context
-            return read[0] + _hbm(instruction.outputs[0])
-        if instruction.opcode in _SLICES:
-            return min(read[0], written) + written
-        if instruction.opcode in _UPDATES:
-            return 2.0 * sum(read[1:])
-        if instruction.opcode == "fusion":
-            for name in instruction.called("calls"):
-                read, written = self._fused(self._module.computations[name], read, written)
-        return sum(read) + written
-
-    def _fused(self, inner: Computation, read: list[float], written: float) -> tuple[list[float], float]:
-        """A fusion that only slices an operand, or updates a part of it, does not read or write all of it."""
-        users: dict[str, list[Instruction]] = {}
-        for instruction in inner.values():
-            for operand in instruction.operands:
-                users.setdefault(operand, []).append(instruction)
-        read = list(read)
-        for instruction in inner.values():
-            if instruction.opcode != "parameter" or not instruction.argument.isdigit():
-                continue
-            number, uses = int(instruction.argument), users.get(instruction.name, [])
-            first = all(use.operands[:1] == (instruction.name,) for use in uses)
-            if number >= len(read) or not uses or not first:
-                continue
-            if all(use.opcode in _SLICES for use in uses):
-                parts = sum(array.bytes for use in uses for array in use.outputs)
-                read[number] = min(read[number], parts)
-            elif all(use.opcode in _UPDATES and use.is_root for use in uses):
-                parts = sum(inner[name].outputs[0].bytes for use in uses for name in use.operands[1:2])
-                read[number], written = 0.0, min(written, parts)
-        return read, written
 
     def _is_collective(self, instruction: Instruction) -> bool:
         return any(
@@ -307,7 +269,3 @@ def _targets(computation: Computation) -> str:
 
 def _size(arrays: list[Array] | tuple[Array, ...]) -> float:
     return sum(array.bytes for array in arrays)
-
-
-def _hbm(array: Array) -> float:
-    return array.bytes if array.space == 0 else 0.0

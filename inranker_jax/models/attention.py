@@ -106,11 +106,16 @@ def attend(
 
     Returns:
       float32 [n, heads, length, d_kv].
+
+    Raises:
+      ValueError: a rate and a seed without `names`.
     """
     n, heads, length, _ = query.shape
     divided = any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())
     rows = 0 if divided else max(1, _BLOCK_BYTES // (4 * heads * length * length), -(-n // _MOST_BLOCKS))
     options = _Options(dtype, 0.0 if seed is None else rate, rows if rows < n else 0)
+    if options.rate and names is None:
+        raise ValueError("dropout with a seed needs names of the tokens, which decide its masks")
     seed = jnp.zeros(2, jnp.uint32) if seed is None else seed
     names = jnp.zeros((n, length), jnp.uint32) if names is None else names
     return _attend(options, query, key, value, bias, mask, seed, names)

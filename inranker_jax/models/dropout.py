@@ -73,9 +73,14 @@ def dropout(
 
     Returns:
       The shape of `x`.
+
+    Raises:
+      ValueError: a seed without `rows`.
     """
-    if seed is None or rows is None or rate == 0.0:
+    if seed is None or rate == 0.0:
         return x
+    if rows is None:
+        raise ValueError("dropout with a seed needs names of the rows, which decide its masks")
     if columns is None:
         columns = jax.lax.iota(jnp.uint32, x.shape[-1])
     by_row, by_column = _scramble(rows ^ seed[0])[..., None], _scramble(columns + seed[1])

@@ -256,9 +256,8 @@ class Attention(nnx.Module):
         else:
             scores = product("nshe,nle->nshl", folded, encoded, self.dtype)
         weights = masked_softmax(scores, mask[:, :, None, :])
-        if names is not None:
-            heads = derived(names.documents[..., None], jnp.arange(self.heads))
-            weights = dropout(weights, self.rate, seed, heads, names.tokens[:, None, None])
+        heads = names and derived(names.documents[..., None], jnp.arange(self.heads))
+        weights = dropout(weights, self.rate, seed, heads, names and names.tokens[:, None, None])
         pooled = product("nshl,nle->nshe", weights, encoded, self.dtype)
         context = product("nshe,ehd->nshd", pooled, self.value.kernel[...].reshape(by_head), self.dtype)
         return self.out(context.reshape(*context.shape[:2], -1))

@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from inranker_jax.models.attention import attend
 from inranker_jax.models.dropout import Names, derived, dropout
 from inranker_jax.models.layers import RelativePositionBias, relative_position_buckets
 from tests.models.reference import config_of
@@ -66,6 +67,14 @@ def test_dropout_zeroes_its_share_and_scales_the_rest(rate):
     np.testing.assert_allclose(dropped[dropped != 0], 3.0 / (1 - rate), rtol=1e-6)
     assert dropout(x, rate, None, None) is x
     assert dropout(x, 0.0, seeds(1)[0], rows_of(64)) is x
+
+
+def test_dropout_without_names_is_refused():
+    x = jnp.ones((2, 3, 4, 5))
+    with pytest.raises(ValueError, match="needs names"):
+        dropout(x, 0.1, seeds(1)[0], None)
+    with pytest.raises(ValueError, match="needs names"):
+        attend(x, x, x, jnp.zeros((1, 3, 4, 4)), jnp.ones((2, 1, 1, 4), bool), seeds(1)[0], rate=0.1)
 
 
 def test_dropout_masks_are_uncorrelated_between_seeds_neighbours_and_axes():
