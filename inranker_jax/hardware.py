@@ -6,7 +6,8 @@ Sources:
 - TPUs: docs.cloud.google.com/tpu/docs, the pages of v4, v5e, v5p and v6e. Their inter-chip figures count both
   directions; v4, of which none is given, has six links of 50 GB/s (Jouppi et al. 2023, "TPU v4", table 4). The
   data-centre network: "How to scale your model" (Austin et al. 2025, jax-ml.github.io/scaling-book), "TPU specs". What
-  programs may use of the memory: libtpu 0.0.51, in its error for a program that needs more.
+  programs may use of the memory: libtpu 0.0.51, in its error for a program that needs more. Clocks: the peak over the
+  operations of a cycle, 2 x 128 x 128 for each of the four matrix units of a core (v6e: 256 x 256); v4's is published.
 - GPUs: NVIDIA's data sheets of A100 (2021), H100 (2023) and H200 (2024), dense rates; NVLink there counts both
   directions too. The network is what a DGX has for each GPU: 200 Gbit/s beside an A100, 400 beside the others.
 
@@ -37,6 +38,7 @@ class Chip:
       dcn_bandwidth: bytes per second to other slices or nodes, one direction.
       cores: parts that Google's accelerator types count as one: TensorCores of a TPU chip.
       program_bytes: bytes of the memory that programs may use, the rest being the runtime's; None where unknown.
+      clock: cycles per second of its cores; None for GPUs.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Chip:
     dcn_bandwidth: float
     cores: int = 1
     program_bytes: int | None = None
+    clock: float | None = None
 
 
 def _tpu(
@@ -60,10 +63,12 @@ def _tpu(
     links: int,
     dcn: float,
     cores: int,
+    clock: float,
 ) -> Chip:
     peaks = dict.fromkeys(("bfloat16", "float32"), teraflops * 1e12)
     rates = (hbm * 1e9, ici * 1e9, links, dcn * 1e9)
-    return Chip(name, peaks, gib * GIB, *rates, cores=cores, program_bytes=int(usable * GIB))
+    program_bytes = int(usable * GIB)
+    return Chip(name, peaks, gib * GIB, *rates, cores=cores, program_bytes=program_bytes, clock=clock * 1e9)
 
 
 def _gpu(name: str, bfloat16: float, tf32: float, gb: int, hbm: float, nvlink: float, dcn: float) -> Chip:
@@ -74,10 +79,10 @@ def _gpu(name: str, bfloat16: float, tf32: float, gb: int, hbm: float, nvlink: f
 CHIPS: Mapping[str, Chip] = {
     chip.name: chip
     for chip in (
-        _tpu("v4", 275, 32, 30.75, 1200, 300, 6, 6.25, 2),
-        _tpu("v5e", 197, 16, 15.75, 819, 200, 4, 3.125, 1),
-        _tpu("v5p", 459, 95, 95.73, 2765, 600, 6, 6.25, 2),
-        _tpu("v6e", 918, 32, 31.24, 1600, 400, 4, 12.5, 1),
+        _tpu("v4", 275, 32, 30.75, 1200, 300, 6, 6.25, 2, 1.05),
+        _tpu("v5e", 197, 16, 15.75, 819, 200, 4, 3.125, 1, 1.5),
+        _tpu("v5p", 459, 95, 95.73, 2765, 600, 6, 6.25, 2, 1.75),
+        _tpu("v6e", 918, 32, 31.24, 1600, 400, 4, 12.5, 1, 1.75),
         _gpu("A100-40GB", 312, 156, 40, 1555, 300, 25),
         _gpu("A100-80GB", 312, 156, 80, 2039, 300, 25),
         _gpu("H100-SXM", 989, 494.5, 80, 3350, 450, 50),

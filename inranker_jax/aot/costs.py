@@ -69,10 +69,12 @@ class Work:
     Attributes:
       flops: operations of matrix products, in all executions.
       bytes: read from and written to the device's memory, in all executions.
+      cycles: in all executions, by the compiler's own cost model; 0 where it has none.
     """
 
     flops: float
     bytes: float
+    cycles: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,11 @@ class Costs:
     def bytes(self) -> float:
         """Bytes between the device and its memory."""
         return sum(item.bytes for item in self.work)
+
+    @property
+    def cycles(self) -> float:
+        """Cycles of a TPU's core, by the compiler's own cost model; 0 from other compilers."""
+        return sum(item.cycles for item in self.work)
 
     def seconds(self, peak_flops: float, bandwidth: float) -> float:
         """Time of all instructions one after another, each as long as its slower half: products or memory."""
@@ -154,7 +161,8 @@ class _Counter:
                 continue
             elif opcode not in _FREE and not opcode.endswith("-done"):
                 flops = self._flops(instruction, computation)
-                yield Work(times * flops, times * self._traffic.of(instruction, computation))
+                moved = self._traffic.of(instruction, computation)
+                yield Work(times * flops, times * moved, times * instruction.cycles)
 
     def _loop(self, instruction: Instruction, computation: Computation, times: float) -> Iterator[Work]:
         known = loops.trips(self._module, instruction, computation)

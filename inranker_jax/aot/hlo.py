@@ -64,6 +64,12 @@ class Instruction:
     argument: str
     is_root: bool
 
+    @property
+    def cycles(self) -> float:
+        """Cycles that the TPU compiler's own cost model gives it; 0 where it says nothing, as for transfers."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return float(found[1]) if found else 0.0
+
     def called(self, *keys: str) -> list[str]:
         """Names of the computations that the attributes `keys` call."""
         names: list[str] = []

@@ -55,6 +55,7 @@ class Roofline:
       network: collectives alone.
       instructions: computation one instruction after another, each as slow as the slower of its products and traffic.
       hidden: collectives that may run while something else is computed.
+      modelled: computation one instruction after another by the compiler's own cost model; None where it has none.
     """
 
     compute: float
@@ -62,6 +63,7 @@ class Roofline:
     network: float
     instructions: float
     hidden: float
+    modelled: float | None
 
     @property
     def best(self) -> float:
@@ -72,6 +74,13 @@ class Roofline:
     def estimate(self) -> float:
         """Instructions one after another, with only those collectives beside them that were compiled so."""
         return max(self.instructions, self.hidden) + self.network - self.hidden
+
+    @property
+    def by_compiler(self) -> float | None:
+        """The same with the compiler's own cost model in place of the roofline; None where it has none."""
+        if self.modelled is None:
+            return None
+        return max(self.modelled, self.hidden) + self.network - self.hidden
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +215,7 @@ def roofline(found: Costs, topology: Topology, chip: Chip, program: Program) -> 
         network=sum(seconds for _, seconds in times),
         instructions=found.seconds(peak, bandwidth),
         hidden=sum(seconds for item, seconds in times if item.overlapped),
+        modelled=found.cycles / chip.clock if chip.clock and found.cycles else None,
     )
 
 

@@ -117,6 +117,10 @@ def _time_lines(proof: Proof) -> list[str]:
         f"  estimate {_ms(line.estimate)} (at the very best {_ms(line.best)}): {proof.pairs_per_second:,.0f} pairs/s, "
         f"MFU at most {proof.mfu:.0%}",
     ]
+    if line.by_compiler is not None:
+        lines.append(
+            f"  {_ms(line.by_compiler)} with the instructions' times of the compiler's own cost model"
+        )
     devices = len(proof.topology.devices)
     if program.total_steps:
         seconds = program.total_steps * line.estimate
@@ -166,7 +170,11 @@ def as_dict(proof: Proof) -> dict[str, Any]:
             for item in costs.collectives
         ]
     if line is not None:
-        found["seconds"] = dataclasses.asdict(line) | {"best": line.best, "estimate": line.estimate}
+        found["seconds"] = dataclasses.asdict(line) | {
+            "best": line.best,
+            "estimate": line.estimate,
+            "by_compiler": line.by_compiler,
+        }
         found |= {"pairs_per_second": proof.pairs_per_second, "mfu": proof.mfu}
         if program.total_steps:
             run = program.total_steps * line.estimate
@@ -189,4 +197,4 @@ def _mib(value: float) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 10 else f"{1e3 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"

@@ -70,14 +70,19 @@ def test_the_report_says_it_all_in_text_and_json(found: proof.Proof) -> None:
 
 def test_a_roofline_by_hand() -> None:
     chip = dataclasses.replace(
-        CHIPS["v5e"], peak_flops={"bfloat16": 10.0}, hbm_bandwidth=5.0, ici_bandwidth=4.0, dcn_bandwidth=1.0
+        CHIPS["v5e"],
+        peak_flops={"bfloat16": 10.0},
+        hbm_bandwidth=5.0,
+        ici_bandwidth=4.0,
+        dcn_bandwidth=1.0,
+        clock=2.0,
     )
     machine = Topology("x", tuple(jax.devices()), 2, chip, False)
     near = Collective(
         "all-gather", 1, 8.0, (0, 1, 2, 3), False, True
     )  # sends 6 at 4 / 2, as there is no torus
     far = Collective("all-reduce", 2, 1.0, (0, 4), False, False)  # sends 2 at 1
-    costs = Costs((Work(100.0, 5.0), Work(0.0, 20.0)), (near, far), 0)
+    costs = Costs((Work(100.0, 5.0, 200.0), Work(0.0, 20.0, 100.0)), (near, far), 0)
     program = Program(
         "train", lambda: None, make_mesh(8, 1, 1), 1, np.ones(4), 1.0, "", "bfloat16", 1.0, 0.0, 10
     )  # type: ignore[arg-type, return-value]
@@ -87,6 +92,7 @@ def test_a_roofline_by_hand() -> None:
     assert (line.hidden, line.network) == (3.0, 5.0)
     assert line.best == 10.0
     assert line.estimate == 14.0 + 2.0
+    assert line.by_compiler == 100.0 + 50.0 + 2.0
 
 
 def test_the_words_of_the_tpu_compiler() -> None:
@@ -147,6 +153,9 @@ def test_a_step_compiled_by_the_tpu_compiler() -> None:
     assert all(len(item.group) in (2, 4) for item in found.costs.collectives)
     assert found.roofline.best <= found.roofline.estimate
     assert "pairs/s" in report.text(found)
+    # Of arrays as small as these it is mostly what starting an instruction takes.
+    assert found.roofline.by_compiler is not None
+    assert "the compiler's own cost model" in report.text(found)
 
 
 def test_a_search_tries_what_can_be_and_takes_the_smallest_that_fits(machine: Topology) -> None:

@@ -20,7 +20,7 @@ REPORT: dict[str, Any] = {
     "flops_per_chip": 5e9,
     "bytes_per_chip": 2e9,
     "collectives": [{"wire_bytes": 2**20}],
-    "seconds": {"estimate": 0.010},
+    "seconds": {"estimate": 0.010, "by_compiler": 0.016},
     "pairs_per_second": 3200.0,
     "mfu": 0.4,
     "days": 1.5,
@@ -71,7 +71,7 @@ def test_cells_are_made_once_and_the_page_gets_all_of_them(
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert (
-        "| 60M | v5e-4 | train | 4 x 1 x 1 | 32 | full | 3.00 | 15.75 | yes | 5 | 2.0 | 1 | 10 ms | 3,200 | 40% |"
+        "| train | 4 x 1 x 1 | 32 | full | 3.00 | 15.75 | yes | 5 | 2.0 | 1 | 10 ms | 16 ms | 3,200 | 40% |"
         in text
     )
     assert "1.50 days, 144 chip-hours" in text
