@@ -40,6 +40,7 @@ from benchmarks.process_group import Ended, Group  # noqa: E402 - a script finds
 
 SHAPES = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))
 TOLERANCE = 5e-4
+MOMENTS = ("in start-up", "while a checkpoint was written", "in other steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Soak:
         print("".join(process.stderr[-2000:] for process in ended), file=sys.stderr)
         return False
 
-    def _disturb(self, form: Form, group: Group, seconds: float) -> bool:
+    def _disturb(self, form: Form, group: Group, output: pathlib.Path, seconds: float) -> bool:
         """Kills or tells after `seconds`; returns False where the run ended before."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -130,7 +131,7 @@ class Soak:
             alive = [process for process in self._end(form, group) if process.status == 0]
             if alive and count > 1 and steps < self._flags.steps:
                 self.wrong.append(f"{form.name}: a process ended well although another was killed")
-        self.counts[form.name]["in start-up" if not steps else f"after {min(steps, 99)} steps"] += 1
+        self.counts[form.name]["in start-up" if not steps else _moment(output)] += 1
         return True
 
     def _end(self, form: Form, group: Group) -> list[Ended]:
@@ -169,7 +170,9 @@ class Soak:
                 began = time.monotonic()
                 with self._start(form, output, shape) as group:
                     if seconds and sum(counts.values()) < 2 * self._flags.kills:
-                        finished = not self._disturb(form, group, self._chance.uniform(0.3, 1.05) * seconds)
+                        finished = not self._disturb(
+                            form, group, output, self._chance.uniform(0.3, 1.05) * seconds
+                        )
                     else:
                         finished = self._expect(group.end(), {0}, form.name)
                         seconds = seconds or time.monotonic() - began
@@ -193,11 +196,18 @@ class Soak:
 
     def table(self) -> str:
         """Counts of all forms, as markdown."""
-        lines = ["| form | kills | in start-up | runs compared |", "|---|---|---|---|"]
+        columns = (*MOMENTS, "runs compared")
+        lines = ["| form | kills | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
         for name, counts in self.counts.items():
-            kills = sum(count for key, count in counts.items() if key != "runs compared")
-            lines.append(f"| {name} | {kills} | {counts['in start-up']} | {counts['runs compared']} |")
+            kills = sum(counts[moment] for moment in MOMENTS)
+            lines.append(f"| {name} | {kills} | " + " | ".join(str(counts[key]) for key in columns) + " |")
         return "\n".join(lines)
+
+
+def _moment(output: pathlib.Path) -> str:
+    """What a run past its start-up was doing: Orbax names a checkpoint that is being written so until it is whole."""
+    saving = any(output.glob("checkpoints/*.orbax-checkpoint-tmp*"))
+    return MOMENTS[1] if saving else MOMENTS[2]
 
 
 def _arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
