@@ -13,12 +13,16 @@ docs/pods.md.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,8 +37,10 @@ from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.models import Compute, T5Config
 from inranker_jax.packing import Layout
 from inranker_jax.partitioning import make_mesh, using_devices
-from inranker_jax.progress import announce
+from inranker_jax.progress import announce, clock
 from inranker_jax.prompts import ScoringContract, preset
+
+_SAY_EVERY = 30.0  # seconds
 
 # Macros that only say where things lie; a compiler needs none of them.
 _PLACES = (
@@ -276,13 +282,37 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return given, bindings
 
 
+def _beside(work: Callable[[], int]) -> int:
+    """Does the work in a thread, and says from time to time that it goes on.
+
+    The compiler hears no signal for minutes: this thread does.
+    """
+    future: concurrent.futures.Future[int] = concurrent.futures.Future()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    started = time.monotonic()
+    threading.Thread(target=do, daemon=True).start()
+    while True:
+        try:
+            return future.result(timeout=_SAY_EVERY)
+        except TimeoutError:
+            if future.done():
+                raise
+            announce(f"still at it after {clock(time.monotonic() - started)}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 2 for bad input, 3 for what does not fit."""
     quiet.libraries()
     try:
         given, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
         jax.config.update("jax_platforms", "cpu")  # the machine at hand is not asked what it has
-        return run(given, bindings)
+        return _beside(lambda: run(given, bindings))
     except InputError as error:
         announce(f"error: {configuration.message_of(error)}")
         return 2
@@ -292,4 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    if exit_status == 130:
+        os._exit(exit_status)  # the compiler cannot be stopped otherwise
+    sys.exit(exit_status)

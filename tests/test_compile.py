@@ -6,12 +6,15 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
+from inranker_jax import compile
 from inranker_jax.models.flops import forward_flops
 from tests.aot.recipes import needs_libtpu
 from tests.batches import TINY
@@ -52,15 +55,27 @@ def run_file(tmp_path: pathlib.Path) -> str:
     return str(path)
 
 
-def command(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "inranker_jax.compile", *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
         env=environment,
+        # A test runner in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def command(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    with start(*arguments) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def test_a_run_compiles_for_virtual_cpus(run_file: str, tmp_path: pathlib.Path) -> None:
@@ -106,13 +121,39 @@ def test_a_search_prints_what_it_tried_and_the_best(run_file: str, tmp_path: pat
     ]
 
 
+@pytest.mark.slow
+@needs_libtpu
+def test_ctrl_c_does_not_wait_for_the_compiler() -> None:
+    """Training 220M keeps the compiler busy for minutes, in which it hears no signal."""
+    with start("--gin_file=gin/runs/inranker_220m_phase2.gin", "--topology=v5e-4") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("compiling for v5e:2x2")
+        time.sleep(20)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "interrupted"
+
+
+def test_long_work_says_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compile, "_SAY_EVERY", 0.05)
+    assert compile._beside(lambda: time.sleep(0.3) or 3) == 3
+    assert "still at it after 0s" in capsys.readouterr().err
+    with pytest.raises(TimeoutError, match="its own"):
+        compile._beside(lambda: (_ for _ in ()).throw(TimeoutError("its own")))
+
+
 @needs_libtpu
 @pytest.mark.parametrize("step", ["score", "label", pytest.param("train", marks=pytest.mark.slow)])
 def test_the_tpu_compiler_compiles_each_step(step: str, run_file: str, tmp_path: pathlib.Path) -> None:
     output = tmp_path / "report.json"
     done = command(f"--gin_file={run_file}", "--topology=v5e-4", f"--step={step}", f"--output={output}")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "compiling for v5e:2x2: 4 TPU v5 lite, 1 host\n"
+    said = [line for line in done.stderr.splitlines() if not line.startswith("still at it after")]
+    assert said == ["compiling for v5e:2x2: 4 TPU v5 lite, 1 host"]
     for part in (
         ": fits",
         "MFU at most",
