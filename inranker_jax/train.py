@@ -243,6 +243,9 @@ def train(
         student = dataclasses.replace(student, make_params=lambda: None)  # frees imported parameters
     step, start = position["step"], position.get("first_step", 0)
     best = math.inf if position["best_validation_loss"] is None else position["best_validation_loss"]
+    late_loss = checkpoints.validation_loss(step) if position.get("validation_pending") else None
+    best = best if late_loss is None else min(best, late_loss)
+    pending = bool(position.get("validation_pending")) and late_loss is None
 
     # ---- batches, and the steps compiled for their layout ----------------------------------------------------
     batches = open_batches(stores, layout=layout, rates=rates, start_step=step - start)
@@ -285,6 +288,19 @@ def train(
         profiler = profiling.Profiler(model_dir, profile_steps, process, settle=monitor.drain)
         stack.enter_context(profiler)
         stack.enter_context(phases.counting_compilation())
+
+        def validation() -> float | None:
+            monitor.drain()
+            with monitor.pause("validation"):
+                one_pass = open_batches(held_out, layout=batches.layout, shuffle=False, num_epochs=1)
+                loss = validate(validate_fn, state.params, one_pass, validation_batches, mesh, interruption)
+            if loss is not None:
+                monitor.validation(step, loss, is_best=loss <= best)
+            return loss
+
+        if pending and (validation_loss := validation()) is not None:
+            checkpoints.add_validation_loss(step, validation_loss)
+            best, pending = min(best, validation_loss), False
         while step < total_steps and not interruption.requested:
             with profiler.step(step + 1):
                 with phases.phase("data"):
@@ -296,27 +312,20 @@ def train(
             last = step == total_steps
             validation_loss = None
             if validation_split and (step % validation_period == 0 or last):
-                monitor.drain()
-                with monitor.pause("validation"):
-                    one_pass = open_batches(held_out, layout=batches.layout, shuffle=False, num_epochs=1)
-                    validation_loss = validate(
-                        validate_fn, state.params, one_pass, validation_batches, mesh, interruption
-                    )
-                if validation_loss is not None:
-                    best = min(best, validation_loss)
-                    monitor.validation(step, validation_loss, is_best=validation_loss == best)
+                validation_loss = validation()
+                pending = validation_loss is None
+                best = best if validation_loss is None else min(best, validation_loss)
             if step % checkpoint_period == 0 or last or validation_loss is not None:
                 monitor.drain()
                 with monitor.pause("checkpoint"):
-                    checkpoints.save(
-                        step, state.as_tree(), stored_position(step, best, start), validation_loss
-                    )
+                    stored = stored_position(step, best, start, pending)
+                    checkpoints.save(step, state.as_tree(), stored, validation_loss)
         monitor.drain()
         if interruption.requested:
             with monitor.pause("checkpoint"):
-                checkpoints.save(step, state.as_tree(), stored_position(step, best, start))
+                checkpoints.save(step, state.as_tree(), stored_position(step, best, start, pending))
         phases.begin("checkpoint")  # what is left is to wait for saves in flight
-    if interruption.requested and step < total_steps:
+    if interruption.requested and (step < total_steps or pending):
         announce(f"saved step {step} in {model_dir}; run the same command to resume.")
         raise SystemExit(interruption.exit_status)
 
@@ -327,12 +336,18 @@ def train(
     distributed.barrier("the end of training")
 
 
-def stored_position(step: int, best: float, first_step: int = 0) -> dict[str, Any]:
-    """What a checkpoint holds beside the arrays: the data position is `step - first_step` (see `data.order`)."""
+def stored_position(
+    step: int, best: float, first_step: int = 0, validation_pending: bool = False
+) -> dict[str, Any]:
+    """What a checkpoint holds beside the arrays: the data position is `step - first_step` (see `data.order`).
+
+    `validation_pending`: a signal broke off the step's validation, which the next session makes up for.
+    """
     return {
         "step": step,
         "first_step": first_step,
         "best_validation_loss": best if math.isfinite(best) else None,
+        "validation_pending": validation_pending,
     }
 
 

@@ -136,6 +136,40 @@ def test_a_signal_saves_and_leaves(setting, uninterrupted, number, status):
     assert_same_bytes(final_state(output), final_state(uninterrupted[0]))
 
 
+def kept_losses(output):
+    """The stored steps, each with the validation loss that it was saved with."""
+    files = {path: path / "metrics" / "metrics" for path in (output / "checkpoints").iterdir()}
+    return {int(path.name): json.loads(file.read_text()) for path, file in files.items()}
+
+
+def test_a_validation_that_a_signal_broke_off_is_made_up_for(
+    setting, uninterrupted, monkeypatch, tmp_path, capsys
+):
+    """At steps 4, 8 and 12, the last: the best step and the end are those of a run that was left alone."""
+    output, begun, validate = tmp_path / "run", [], train.validate
+
+    def broken_off(*arguments):
+        begun.append(None)
+        if len(begun) in (1, 3, 5):  # each validation's first attempt
+            signal.raise_signal(signal.SIGTERM)
+        return validate(*arguments)
+
+    monkeypatch.setattr(train, "validate", broken_off)
+    for _ in range(3):
+        with pytest.raises(SystemExit) as ended:
+            train.main(flags(setting, output))
+        assert ended.value.code == 143
+    assert train.main(flags(setting, output)) == 0
+    assert len(begun) == 6
+    assert re.findall(r"step (\d+)/12  validation loss", capsys.readouterr().out) == ["4", "8", "12"]
+    assert_same_bytes(final_state(output), final_state(uninterrupted[0]))
+    assert kept_losses(output) == kept_losses(uninterrupted[0])
+    assert (
+        native.load_parts(str(output))[3].split("/")[-1]
+        == native.load_parts(str(uninterrupted[0]))[3].split("/")[-1]
+    )
+
+
 def test_a_finished_run_is_left_as_it_is(setting, uninterrupted, tmp_path, capsys):
     output = shutil.copytree(uninterrupted[0], tmp_path / "copy")
     before = final_state(output)

@@ -13,6 +13,7 @@ store, which has no rename, a step is complete when its `commit_success.txt` is 
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from inranker_jax import paths, quiet
+from inranker_jax import distributed, paths, quiet
 from inranker_jax.checkpoints import uploaded
 from inranker_jax.checkpoints.folders import STEPS, TOKENIZER, locate_run
 from inranker_jax.errors import InputError
@@ -126,7 +127,8 @@ class Checkpointer:
             _write_tokenizer(root / TOKENIZER, tokenizer)
         steps = root / STEPS
         self._uploaded = uploaded.UploadedSteps(steps) if uploaded.is_needed(steps) else None
-        self._manager = _manager(self._uploaded.folder if self._uploaded else steps, keep_latest, keep_best)
+        self._steps = self._uploaded.folder if self._uploaded else steps
+        self._manager = _manager(self._steps, keep_latest, keep_best)
 
     @property
     def latest_step(self) -> int | None:
@@ -185,6 +187,21 @@ class Checkpointer:
             ),
         )
         return restored["state"], restored["position"]
+
+    def validation_loss(self, step: int) -> float | None:
+        """The validation loss that a stored step has, or None."""
+        found = self._manager.metrics(step)
+        return None if found is None else found.get(METRIC)
+
+    def add_validation_loss(self, step: int, validation_loss: float) -> None:
+        """Gives a stored step the validation loss that it was saved without; all processes call this."""
+        if jax.process_index() == 0:
+            content = json.dumps({METRIC: float(validation_loss)})
+            paths.write(self._steps / str(step) / "metrics" / "metrics", content)
+            if self._uploaded:
+                self._uploaded.add(step, "metrics/metrics", content)
+        distributed.barrier("a late validation loss")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Blocks until every started save is complete."""

@@ -117,6 +117,12 @@ class UploadedSteps:
         with self._one_at_a_time:
             self._sync()
 
+    def add(self, step: int, name: str, content: str) -> None:
+        """Writes one more file of a step that is in the store; one that is not yet will be uploaded with it."""
+        with self._one_at_a_time:
+            if step in self._there:
+                paths.write(self._remote / str(step) / name, content)
+
     def close(self) -> None:
         """Uploads the rest and removes the local folder.
 
