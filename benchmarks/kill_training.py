@@ -149,7 +149,9 @@ class Soak:
         saved = [
             re.findall(r"saved step (\d+)", process.stderr) for process in ended if process.status == 143
         ]
-        if len(saved) not in (0, len(ended)) or any(numbers != saved[0] for numbers in saved):
+        if len(saved) not in (0, len(ended)) or any(
+            len(numbers) != 1 or numbers != saved[0] for numbers in saved
+        ):
             self.wrong.append(f"{form.name}: notice after {steps} steps: saved {saved}")
 
     def run(self, form: Form) -> None:

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ from inranker_jax.packing import Layout
 from inranker_jax.partitioning import make_mesh, using_devices
 from inranker_jax.progress import announce, clock
 from inranker_jax.prompts import ScoringContract, preset
+from inranker_jax.students import with_lengths
 
 _SAY_EVERY = 30.0  # seconds
 
@@ -60,6 +61,7 @@ def recipe(
     loss: Callable[..., jax.Array],
     model: T5Config | None = None,
     contract: ScoringContract | None = None,
+    task_feature_lengths: Mapping[str, int] | None = None,
     compute: Compute | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dropout_rate: float | None = None,
@@ -85,7 +87,7 @@ def recipe(
         layout = dataclasses.replace(layout, lengths=tuple(lengths))
     return Recipe(
         config=model if dropout_rate is None else dataclasses.replace(model, dropout_rate=dropout_rate),
-        contract=contract or preset("monot5"),
+        contract=with_lengths(contract or preset("monot5"), task_feature_lengths),
         mesh=mesh or make_mesh(),
         total_steps=total_steps,
         batch_size=batch_size,

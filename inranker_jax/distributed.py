@@ -11,11 +11,14 @@ import argparse
 import glob
 import importlib.util
 import os
+import secrets
 import socket
 import sys
+import time
 from collections.abc import Mapping
+from typing import Any
 
-from inranker_jax import progress
+from inranker_jax import paths, progress
 from inranker_jax.errors import InputError, PeersError
 
 VARIABLES = {
@@ -24,6 +27,7 @@ VARIABLES = {
     "process_index": "JAX_PROCESS_ID",
 }
 _HEARTBEAT = "INRANKER_JAX_HEARTBEAT_SECONDS"
+_SHARED_SECONDS = 120.0  # network file systems show a file of another host after at most a minute
 _count = 1
 
 
@@ -165,14 +169,57 @@ def leave(status: int) -> None:
         os._exit(status)
 
 
+def check_shared(folder: paths.PathType) -> None:
+    """Makes sure that all processes see the same folder, before hours are spent on what only one of them would keep.
+
+    Process 0 leaves a file there for the others to find, and removes it again; all call this, once.
+
+    Raises:
+      InputError: this process does not see it.
+    """
+    if alone():
+        return
+    import jax
+
+    index, client, place = jax.process_index(), _client(), paths.of(folder) / ".session"
+    if index == 0:
+        token = secrets.token_hex(8)
+        paths.write(place, token)
+        client.key_value_set("inranker_jax/session", token)
+    token = client.blocking_key_value_get("inranker_jax/session", 7 * 24 * 3600 * 1000)
+    end = time.monotonic() + _SHARED_SECONDS
+    while not _holds(place, token):
+        if time.monotonic() > end:
+            raise InputError(
+                f"{folder}: process {index} does not see there what process 0 wrote. Expected a folder that all "
+                "hosts share. Use one in a bucket (gs://), or on a shared or mounted file system."
+            )
+        time.sleep(0.2)
+    barrier("the shared folder")
+    if index == 0:
+        paths.remove(place)
+
+
+def _holds(place: Any, token: str) -> bool:
+    try:
+        return paths.read(place).decode() == token
+    except FileNotFoundError:
+        return False
+
+
 def barrier(name: str, seconds: float = 7 * 24 * 3600.0) -> None:
     """Waits until all processes are here; each name serves once.
 
     It waits in the coordination service: a collective of the devices would give up on a slow peer after half a
-    minute on CPUs. JAX has no public name for that service.
+    minute on CPUs.
     """
     if not alone():
-        from jax._src.distributed import global_state
+        _client().wait_at_barrier(f"inranker_jax/{name}", round(seconds * 1000))
 
-        assert global_state.client is not None
-        global_state.client.wait_at_barrier(f"inranker_jax/{name}", round(seconds * 1000))
+
+def _client() -> Any:
+    """The coordination service, of which JAX has no public name."""
+    from jax._src.distributed import global_state
+
+    assert global_state.client is not None
+    return global_state.client

@@ -117,7 +117,8 @@ def _slices_of(devices: Sequence[jax.Device], slices: int) -> list[list[jax.Devi
     own = sorted({getattr(device, "slice_index", None) or 0 for device in devices})
     count = len(own) if slices == -1 else slices
     processes = sorted({device.process_index for device in devices})
-    if len(own) > 1:
+    # Nodes of GPUs have slice indices too, but only slices of TPUs are always a matter of the mesh.
+    if len(own) > 1 and (devices[0].platform == "tpu" or count == len(own)):
         if count not in (1, len(own)):
             raise InputError(f"slices={slices}, but the devices are in {len(own)}. Use that, or -1.")
         count = len(own)

@@ -37,7 +37,7 @@ from inranker_jax import (
     trainer,
     watchdog,
 )
-from inranker_jax.checkpoints import native
+from inranker_jax.checkpoints import native, uploaded
 from inranker_jax.configuration import gin
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption, SharedInterruption
@@ -151,6 +151,8 @@ def train(
       SystemExit: SIGTERM or Ctrl-C arrived; everything was saved.
     """
     paths.check_reachable(model_dir)
+    uploaded.check_processes(model_dir)
+    distributed.check_shared(model_dir)
     phases = Phases(started)
     # ---- data registry: TensorFlow and SeqIO are imported here, and nowhere earlier --------------------------
     from inranker_jax import data
@@ -162,6 +164,11 @@ def train(
 
     # ---- mesh and model --------------------------------------------------------------------------------------
     mesh = mesh or make_mesh()
+    if mesh.devices.size < jax.device_count() and not distributed.alone():
+        raise InputError(
+            f"mesh {dict(mesh.shape)} has {mesh.devices.size} of the {jax.device_count()} devices of all "
+            f"{jax.process_count()} processes. Use one with all of them, such as --gin_file=gin/meshes/data.gin."
+        )
     layout = Layout.of(layout)
     if layout.kind == "auto":
         layout = dataclasses.replace(layout, kind="packed")

@@ -173,7 +173,7 @@ toleration_lines() {
 }
 
 pod_lines() {
-  [[ -z ${FLAG[service_account]} ]] || printf '              serviceAccountName: %s\n' "${FLAG[service_account]}"
+  [[ -z ${FLAG[service_account]} ]] || printf '              serviceAccountName: %s\n' "$(yaml "${FLAG[service_account]}")"
   if [[ $RESOURCE == google.com/tpu ]]; then
     printf '              hostNetwork: true\n              dnsPolicy: ClusterFirstWithHostNet\n'
   fi
@@ -195,7 +195,7 @@ manifest() {
   check_whole max_restarts
   check_whole grace 1
   check_variables "${LIST_env[@]}"
-  check_text "${COMMAND[@]}" "${LIST_env[@]}" "${FLAG[image]}" "${FLAG[install]}" "${FLAG[gpu]}" "${FLAG[queue]}"
+  check_text "${COMMAND[@]}" "${LIST_env[@]}" "${FLAG[image]}" "${FLAG[install]}" "${FLAG[gpu]}" "${FLAG[queue]}" "${FLAG[service_account]}"
   find_shape
   # A pod's name is NAME-workers-J-I-xxxxx, and a host name has 63 characters.
   ((${#FLAG[name]} <= 40)) || die "--name=${FLAG[name]}: 40 characters at most, as pods' names are made of it."
@@ -265,13 +265,15 @@ kube() {
 }
 
 apply() {
-  local text answer
+  local text answer ended
   text=$(manifest) || exit
   if ((DRY_RUN)); then
     printf '%s\n' "$text"
     kube apply -f -
   elif answer=$(kube apply -f - 2>&1 <<< "$text"); then
     say "$answer. See status and logs."
+    ended=$(kube get jobset "${FLAG[name]}" -o 'jsonpath={.status.terminalState}' 2> /dev/null) || ended=""
+    [[ -z $ended ]] || say "warning: JobSet ${FLAG[name]} has ended ($ended), so nothing runs. Delete it, then apply it again."
   elif [[ $answer == *immutable* ]]; then
     die "JobSet ${FLAG[name]} exists with other settings, which Kubernetes cannot change. Delete it first, or choose another --name."
   else

@@ -63,19 +63,25 @@ parse() {
 
 find_gpus() {
   GPUS=()
-  local gpus=${FLAG[gpus]} i
+  local gpus=${FLAG[gpus]} visible i
+  local -a seen
   [[ -n $gpus ]] || return 0
+  IFS=, read -r -a seen <<< "${CUDA_VISIBLE_DEVICES-}"
+  visible=${#seen[@]}
   if [[ $gpus == all ]]; then
-    gpus=${CUDA_VISIBLE_DEVICES-}
-    if [[ -z $gpus ]]; then
+    gpus=$visible
+    if ((visible == 0)); then
       command -v nvidia-smi > /dev/null || die "--gpus=all: nvidia-smi is not there. Give a number or a list."
       gpus=$(nvidia-smi --list-gpus | wc -l)
     fi
   fi
-  if [[ $gpus =~ ^[0-9]+$ && -z ${CUDA_VISIBLE_DEVICES-} ]]; then
-    for ((i = 0; i < gpus; i++)); do GPUS+=("$i"); done
-  else
+  if [[ ! $gpus =~ ^[0-9]+$ ]]; then
     IFS=, read -r -a GPUS <<< "$gpus"
+  elif ((visible)); then # a number is of those that this shell may use
+    ((gpus <= visible)) || die "--gpus=$gpus: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has $visible. Give another number or a list."
+    GPUS=("${seen[@]:0:gpus}")
+  else
+    for ((i = 0; i < gpus; i++)); do GPUS+=("$i"); done
   fi
   ((${#GPUS[@]} > 0 && ${#GPUS[@]} % COUNT == 0)) ||
     die "${#GPUS[@]} GPUs cannot be divided among $COUNT processes. Choose a divisor, or name others by --gpus=LIST."

@@ -246,6 +246,12 @@ find_package() {
   done
 }
 
+# The extra tpu brings what opens gs://; s3:// needs its own.
+check_extras() {
+  [[ " ${COMMAND[*]} ${LIST_env[*]}" != *s3://* || ,${FLAG[extras]}, == *,s3,* ]] ||
+    die "an s3:// path, and no package that opens it: add --extras=${FLAG[extras]},s3."
+}
+
 setup() {
   find_package
   for_nodes on_all_hosts mkdir -p "$REMOTE/dist" "$REMOTE/work" || return
@@ -329,6 +335,7 @@ follow() {
 run_command() {
   require_command
   warn_without_bucket
+  check_extras
   start || die "the run did not start on every host. Was it set up? See the messages above; setup may be repeated."
   if [[ -n ${FLAG[detach]} ]] || ((DRY_RUN)); then
     return
@@ -404,7 +411,7 @@ work() {
   { setup && start; } || status=$?
   case $status in
     0) follow ;;
-    2) OUTCOME=2 ;;
+    2 | 3) OUTCOME=$status ;; # bad input; pip failed, which counts as a crash
     *) OUTCOME=unreachable ;;
   esac
   case $OUTCOME in
@@ -424,6 +431,7 @@ work() {
       ((SECONDS - began < 3600)) || CRASHES=0
       CRASHES=$((CRASHES + 1))
       ((CRASHES <= FLAG[max_crashes])) || return 1
+      ((status == 0)) || OUTCOME="$OUTCOME, in setup"
       count_restart "the command crashed with status $OUTCOME"
       ;;
   esac
@@ -444,6 +452,7 @@ resume() {
   creation_arguments
   find_package
   warn_without_bucket
+  check_extras
   if ((DRY_RUN)); then
     make_resource
     setup

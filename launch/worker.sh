@@ -69,8 +69,8 @@ install() {
   [[ $(status) != running ]] || fail 2 "a run is going on here. Stop it before another version is installed."
   make_venv "$wanted"
   "$ROOT/venv/bin/python" -m pip install --quiet --upgrade pip ||
-    fail 1 "pip cannot reach its index. A pod without external addresses needs Cloud NAT or a mirror."
-  "$ROOT/venv/bin/python" -m pip install --quiet "$requirement" || fail 1 "pip could not install $requirement."
+    fail 3 "pip cannot reach its index. A pod without external addresses needs Cloud NAT or a mirror."
+  "$ROOT/venv/bin/python" -m pip install --quiet "$requirement" || fail 3 "pip could not install $requirement."
   printf '%s' "$stamp" > "$ROOT/venv/installed"
   echo "$(hostname): installed $requirement"
 }

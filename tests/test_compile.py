@@ -55,16 +55,22 @@ def run_file(tmp_path: pathlib.Path) -> str:
     return str(path)
 
 
+# A test runner in the background ignores Ctrl-C, and so would its children.
+PROGRAM = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("inranker_jax.compile", run_name="__main__", alter_sys=True)
+"""
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
-        [sys.executable, "-m", "inranker_jax.compile", *arguments],
+        [sys.executable, "-c", PROGRAM, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        # A test runner in the background ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -201,6 +207,14 @@ def test_labels_of_a_slice_are_compiled_for_each_of_its_hosts(
         (["--topology=cpu:8", "--search", "--meshes=fspd"], "--meshes: no 'fspd'. Did you mean 'fsdp'?"),
         (["--topology=cpu:8", "--mesh=2x2", "--step=score"], "DATAxFSDPxMODEL"),
         (["--topology=cpu:8", "--mean_length=65"], "mean length 65: expected 1 to 64 tokens"),
+        (
+            [
+                "--topology=cpu:8",
+                "--mean_length=49",
+                '--gin.TASK_FEATURE_LENGTHS={"inputs": 48, "targets": 2}',
+            ],
+            "mean length 49: expected 1 to 48 tokens",
+        ),
         (["--topology=cpu:8", "--gin.partitioning.make_mesh.fsdp=3"], "needs 3 devices, but there are 8"),
         (
             ["--topology=cpu:8", "--gin.models.T5Config.d_model=36"],

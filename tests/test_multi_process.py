@@ -78,11 +78,20 @@ def test_killed_processes_end_with_the_same_bytes(setting, two_processes):
             group.wait_for(marker)
             group.pause(chance.uniform(0, 0.1))
             group.kill(*victims)
-            for ended in group.end(180):
+            for ended in group.end():
                 assert ended.status != 0
     ended = run(setting, output, 2, 2, *FSDP)
     assert "resuming" in ended[0].stderr
     tiny_run.assert_same_bytes(tiny_run.final_state(output), tiny_run.final_state(two_processes[0]))
+
+
+# JAX looks for notices once a second: faster steps would be over before.
+SLOW = """
+import time
+from inranker_jax import trainer
+put = trainer.put_batch
+trainer.put_batch = lambda *arguments: (time.sleep(0.5), put(*arguments))[1]
+"""
 
 
 @pytest.mark.slow
@@ -91,10 +100,10 @@ def test_a_preemption_of_one_process_saves_all_at_the_same_step(setting, two_pro
     output = setting.parent / "preempted"
     often = ("--gin.train.checkpoint_period=1", "--gin.train.validation_split=None")
     for victim, marker in ((1, "step 3/"), (0, "step 7/")):
-        with start(setting, output, 2, 2, *FSDP, *often) as group:
+        with start_patched(setting, output, SLOW, *FSDP, *often) as group:
             group.wait_for(marker)
             group.processes[victim].terminate()
-            ended = group.end(120)
+            ended = group.end()
         assert [process.status for process in ended] == [143, 143], ended[0].stderr + ended[1].stderr
         lines = [line for process in ended for line in process.stderr.splitlines() if "saved step" in line]
         assert len(lines) == 2
@@ -128,6 +137,25 @@ def test_a_mesh_that_follows_the_network_trains_the_same(setting, tmp_path):
     assert losses(ended[0]) == pytest.approx(losses(alone[0]), abs=2e-4)
 
 
+APART = """
+import os, sys
+from inranker_jax import distributed
+distributed._SHARED_SECONDS = 2.0
+sys.argv.append(sys.argv.pop() + os.environ["JAX_PROCESS_ID"])
+"""
+
+
+def test_hosts_that_do_not_share_the_runs_folder_are_told_at_the_start(setting, tmp_path):
+    flags = ["--gin_file=gin/small_synth.gin", f"--output_dir={tmp_path}/run"]
+    code = f"{APART}\nfrom inranker_jax.train import main\nsys.exit(main(sys.argv[1:]))"
+    environment = {**tiny_run.environment(setting.parent), "INRANKER_JAX_HEARTBEAT_SECONDS": "10"}
+    with Group([sys.executable, "-c", code, *flags], 2, 1, environment) as group:
+        ended = group.end()
+    assert ended[1].status == 2
+    assert "run1: process 1 does not see there what process 0 wrote" in ended[1].stderr
+    assert ended[0].status != 0
+
+
 FAILS = """
 import os
 from inranker_jax.data import batches
@@ -143,7 +171,7 @@ batches.BatchMaker.__call__ = fail
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all(setting, tmp_path):
     with start_patched(setting, tmp_path, FAILS, *MESH, "--gin.train.validation_split=None") as group:
-        ended = group.end(200)
+        ended = group.end()
     assert ended[1].status == 1
     assert "OSError: the disk is gone" in ended[1].stderr
     assert ended[0].status != 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -18,6 +20,32 @@ def test_minus_one_takes_the_devices_that_are_left():
     assert dict(partitioning.make_mesh(data=-1, fsdp=2, model=2).shape) == {"data": 2, "fsdp": 2, "model": 2}
     assert dict(partitioning.make_mesh(data=1, fsdp=-1).shape) == {"data": 1, "fsdp": 8, "model": 1}
     assert dict(partitioning.make_mesh(devices=jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "model": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What the mesh asks of a device of another machine."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "H100"
+
+
+def test_nodes_of_gpus_are_slices_only_where_the_mesh_says_so():
+    """XLA numbers nodes as slices (by what they share of NVLink, or their boot)."""
+    nodes = [Device(id=i, slice_index=i // 8, process_index=i // 8) for i in range(16)]
+    whole = partitioning.make_mesh(data=1, fsdp=-1, devices=nodes)
+    assert dict(whole.shape) == {"data": 1, "fsdp": 16, "model": 1}
+    for slices in (2, -1):
+        inside = partitioning.make_mesh(data=2, fsdp=-1, slices=slices, devices=nodes).devices
+        assert [{device.slice_index for device in row.flat} for row in inside] == [{0}, {1}]
+    with pytest.raises(InputError, match="2 slices do not divide data=1"):
+        partitioning.make_mesh(data=1, fsdp=-1, slices=2, devices=nodes)
+    pods = [dataclasses.replace(node, platform="tpu", device_kind="TPU v4") for node in nodes]
+    with pytest.raises(InputError, match="2 slices do not divide data=1"):
+        partitioning.make_mesh(data=1, fsdp=-1, devices=pods)
 
 
 def test_a_wrong_product_names_the_sizes_that_fit():

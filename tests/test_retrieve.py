@@ -118,7 +118,7 @@ from inranker_jax.retrieval import outputs, runs
 outputs.QUERIES_PER_PART = 3
 original = runs.run_lines
 def slow(*arguments):
-    time.sleep(0.02)
+    time.sleep(0.1)
     return original(*arguments)
 runs.run_lines = slow
 sys.exit(retrieve.main(sys.argv[1:]))

@@ -163,7 +163,7 @@ def test_a_changed_input_runs_again(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
 def test_a_stage_ends_with_a_killed_parent_and_holds_the_lock_until_then(tmp_path):
-    child = slow_to_leave(tmp_path, seconds=1.0)
+    child = slow_to_leave(tmp_path, seconds=5.0)
     parent = textwrap.dedent(
         f"""
         import pathlib, sys

@@ -84,9 +84,11 @@ def test_latest_and_best_are_kept(uninterrupted):
     assert int(pathlib.Path(source).name) in {4, 8, 12}
 
 
-def kill_when(process, marker, delay):
+def kill_when(process, step, delay):
+    """Kills after that step, or the first later one: the kill before may have come late."""
     for line in process.stdout:
-        if marker in line:
+        found = re.match(r"step (\d+)/", line)
+        if found and int(found[1]) >= step:
             time.sleep(delay)
             process.kill()
             return
@@ -96,7 +98,7 @@ def kill_when(process, marker, delay):
 def test_killed_at_several_points_it_ends_with_the_same_bytes(setting, uninterrupted):
     output = setting.parent / "killed"
     # Delays put some kills into asynchronous saves, which start after steps 2, 4, ...
-    for marker, delay in (("step 1/", 0.0), ("step 4/", 0.02), ("step 6/", 0.05), ("step 8/", 0.0)):
+    for step, delay in ((1, 0.0), (4, 0.02), (6, 0.05), (8, 0.0)):
         process = subprocess.Popen(
             command(setting, output),
             env=environment(setting.parent),
@@ -104,7 +106,7 @@ def test_killed_at_several_points_it_ends_with_the_same_bytes(setting, uninterru
             stderr=subprocess.STDOUT,
             text=True,
         )
-        kill_when(process, marker, delay)
+        kill_when(process, step, delay)
         assert process.wait() == -signal.SIGKILL
     done = subprocess.run(
         command(setting, output), env=environment(setting.parent), capture_output=True, text=True, check=False
@@ -168,6 +170,21 @@ def test_a_validation_that_a_signal_broke_off_is_made_up_for(
         native.load_parts(str(output))[3].split("/")[-1]
         == native.load_parts(str(uninterrupted[0]))[3].split("/")[-1]
     )
+
+
+def test_a_torn_step_is_never_restored(setting, uninterrupted, tmp_path, capsys):
+    """What a kill during a save leaves: the folder under its unfinished name, with a part of its files."""
+    output = shutil.copytree(uninterrupted[0], tmp_path / "copy")
+    torn = (output / "checkpoints" / "12").rename(output / "checkpoints" / "12.orbax-checkpoint-tmp")
+    shutil.rmtree(torn / "position")
+    before = max((int(path.name) for path in (output / "checkpoints").iterdir() if path != torn), default=0)
+    assert train.main(flags(setting, output)) == 0
+    said = capsys.readouterr()
+    assert re.findall(r"resuming .* at step (\d+)", said.err) == ([str(before)] if before else [])
+    steps = [int(number) for number in re.findall(r"^step (\d+)/12  loss", said.out, re.MULTILINE)]
+    assert steps == list(range(before + 1, 13))
+    assert_same_bytes(final_state(output), final_state(uninterrupted[0]))
+    assert not torn.exists()
 
 
 def test_a_finished_run_is_left_as_it_is(setting, uninterrupted, tmp_path, capsys):

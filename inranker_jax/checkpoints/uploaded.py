@@ -31,6 +31,19 @@ def is_needed(folder: paths.PathType) -> bool:
     return os.fspath(folder).startswith("s3://")
 
 
+def check_processes(folder: paths.PathType) -> None:
+    """Refuses what needs upload where there are several processes, whose parts of a step would need one folder.
+
+    Raises:
+      InputError: so it is.
+    """
+    if is_needed(folder) and jax.process_count() > 1:
+        raise InputError(
+            f"{folder}: a run of several processes cannot keep its checkpoints in s3://, which Orbax does not write. "
+            "Use a gs:// folder, or a shared or mounted file system (such as FSx for Lustre)."
+        )
+
+
 def complete_steps(folder: Any) -> list[int]:
     """The steps of a remote `checkpoints` folder that were uploaded whole, ascending."""
     names = paths.names_below(folder)
@@ -88,11 +101,7 @@ class UploadedSteps:
     """
 
     def __init__(self, remote: Any) -> None:
-        if jax.process_count() > 1:
-            raise InputError(
-                f"{remote}: a run of several processes cannot keep its checkpoints in s3://, which Orbax does not "
-                "write. Use a gs:// folder, or a shared or mounted file system (such as FSx for Lustre)."
-            )
+        check_processes(remote)
         self._remote = remote
         self.folder = _working_folder(os.fspath(remote))
         self._there = set(complete_steps(remote))

@@ -121,7 +121,7 @@ def test_waiting_names_what_is_missing(board: Board, monkeypatch: pytest.MonkeyP
 def test_a_part_that_is_told_and_not_there_is_no_shared_folder(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 2.0)
     looks: list[int] = []
 
     def missing() -> dict[int, str]:

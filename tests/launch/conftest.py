@@ -71,9 +71,9 @@ class Machine:
         ]
 
     def stdin_of(self, program: str) -> str:
-        """What the last call of a program was given on its standard input."""
-        lines = (self.state / "calls.jsonl").read_text().splitlines()
-        return [call["stdin"] for call in map(json.loads, lines) if call["program"] == program][-1]
+        """What the last call of a program that was given anything on its standard input was given."""
+        calls = map(json.loads, (self.state / "calls.jsonl").read_text().splitlines())
+        return [call["stdin"] for call in calls if call["program"] == program and call["stdin"]][-1]
 
 
 @pytest.fixture

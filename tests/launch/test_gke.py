@@ -157,7 +157,17 @@ def test_apply_hands_over_the_manifest_each_time(machine: Machine) -> None:
         assert done.returncode == 0, done.stderr
         assert machine.stdin_of("kubectl") == text
     assert "run unchanged" in done.stderr
-    assert machine.calls("kubectl") == [["--context=k", "--namespace=default", "apply", "-f", "-"]] * 2
+    assert "has ended" not in done.stderr
+    asked = [call for call in machine.calls("kubectl") if "apply" in call]
+    assert asked == [["--context=k", "--namespace=default", "apply", "-f", "-"]] * 2
+    machine.answers(
+        **{
+            "kubectl apply": [{"out": "jobset.jobset.x-k8s.io/run unchanged\n"}],
+            "kubectl get": [{"out": "Failed"}],
+        }
+    )
+    done = machine.launch("gke.sh", "apply", *NAME, *TPU, *COMMAND)
+    assert "has ended (Failed), so nothing runs. Delete it" in done.stderr
 
 
 def test_apply_of_other_settings_tells_the_remedy(machine: Machine) -> None:

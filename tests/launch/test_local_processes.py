@@ -50,9 +50,10 @@ def wait_for(*paths: pathlib.Path) -> None:
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return "Z" not in pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "Z" not in stat.rpartition(")")[2].split()[0]
 
 
 def test_each_process_gets_its_variables_and_a_prefix(machine: Machine) -> None:
@@ -88,11 +89,19 @@ def test_gpus_are_divided(machine: Machine) -> None:
         assert sorted(done.stdout.splitlines()) == expected, done.stderr
     done = machine.launch(SCRIPT, "2", "--gpus=all", *show, CUDA_VISIBLE_DEVICES="3,5")
     assert sorted(done.stdout.splitlines()) == ["0| 3 local 0", "1| 5 local 0"]
+    done = machine.launch(SCRIPT, "2", "--gpus=2", *show, CUDA_VISIBLE_DEVICES="7,3,5")
+    assert sorted(done.stdout.splitlines()) == ["0| 7 local 0", "1| 3 local 0"]
+    done = machine.launch(SCRIPT, "1", "--gpus=all", *show, CUDA_VISIBLE_DEVICES="3")
+    assert done.stdout.splitlines() == ["0| 3 local 0"]
+    done = machine.launch(SCRIPT, "2", "--gpus=4", *show, CUDA_VISIBLE_DEVICES="3,5")
+    assert done.returncode == 2
+    assert "CUDA_VISIBLE_DEVICES=3,5 has 2" in done.stderr
 
 
 def test_the_first_failing_status_is_returned_and_the_others_are_stopped(machine: Machine) -> None:
     fails = (
-        "echo $$ > pid.$JAX_PROCESS_ID; [ $JAX_PROCESS_ID = 1 ] && exit 7; "
+        "echo $$ > pid.$JAX_PROCESS_ID; [ $JAX_PROCESS_ID = 1 ] && "
+        "{ until [ -s pid.0 ] && [ -s pid.2 ]; do sleep 0.05; done; exit 7; }; "
         "trap '' TERM; sleep 600 & wait; sleep 600"
     )
     began = time.monotonic()
@@ -114,7 +123,7 @@ def test_a_crash_is_restarted_and_bad_input_is_not(machine: Machine) -> None:
     for status, expected in ((9, 3), (2, 1), (0, 1)):
         (machine.folder / "tries").unlink()
         done = machine.launch(
-            SCRIPT, "2", "--restarts=2", "--grace=0", *shell(f"{counted} sleep 0.3; exit {status}")
+            SCRIPT, "2", "--restarts=2", "--grace=0", *shell(f"{counted} sleep 2; exit {status}")
         )
         assert done.returncode == status
         assert len((machine.folder / "tries").read_text().split()) == expected

@@ -244,6 +244,23 @@ def test_setup_installs_once_for_each_version(machine: Machine) -> None:
     assert (pod.homes[1] / "inranker_jax" / "work" / "a b" / wheel.name).read_text() == "two"
 
 
+def test_s3_needs_its_extra(machine: Machine) -> None:
+    command = ("--", "python", "-m", "inranker_jax.train", "--output_dir=s3://b/run")
+    done = machine.launch("tpu_pod.sh", *RESUME, *command)
+    assert done.returncode == 2
+    assert "add --extras=train,tpu,s3" in done.stderr
+    assert not machine.calls("gcloud")
+
+
+def test_pip_that_fails_counts_as_a_crash(machine: Machine) -> None:
+    """Not as hosts that do not answer, which are waited for much longer."""
+    install = f"{SSH} bash inranker_jax/worker.sh install"
+    machine.answers(**cloud(now=["ACTIVE"]), **{install: [{"status": 3}]})
+    done = machine.launch("tpu_pod.sh", *RESUME, "--max_crashes=2", *COMMAND)
+    assert done.returncode == 3
+    assert "crashed with status 3, in setup: restart 2" in done.stderr
+
+
 def test_setup_from_git(machine: Machine) -> None:
     pod = Pod(machine, 1)
     pod.setup()
