@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+HEARTBEAT = "INRANKER_JAX_HEARTBEAT_SECONDS"
+
 
 def free_port() -> int:
     """A port that nobody listens on now."""
@@ -47,7 +49,6 @@ class Group:
             told = {
                 "JAX_PLATFORMS": "cpu",
                 "JAX_NUM_CPU_DEVICES": str(devices),
-                "INRANKER_JAX_HEARTBEAT_SECONDS": "60",
                 "PYTHONUNBUFFERED": "1",
             }
             if count > 1:
@@ -55,7 +56,7 @@ class Group:
                 told["JAX_PROCESS_ID"] = str(index)
             process = subprocess.Popen(
                 command,
-                env={**os.environ, **(environment or {}), **told},
+                env={HEARTBEAT: "60", **os.environ, **(environment or {}), **told},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

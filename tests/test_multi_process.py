@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.process_group import Group
+from benchmarks.process_group import HEARTBEAT, Group
 from tests import tiny_run
 
 MESH = ("--gin.train.mesh=@partitioning.make_mesh()",)
@@ -112,11 +112,15 @@ def test_a_preemption_of_one_process_saves_all_at_the_same_step(setting, two_pro
     tiny_run.assert_same_bytes(tiny_run.final_state(output), tiny_run.final_state(two_processes[0]))
 
 
-def start_patched(setting, output, patch, *more):
+# A process that died is missed after so many seconds.
+SOON = {HEARTBEAT: "20"}
+
+
+def start_patched(setting, output, patch, *more, environment=None):
     """Two processes of two devices that run `patch` first."""
     code = f"{patch}\nimport sys\nfrom inranker_jax.train import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *tiny_run.flags(setting, output, *more)]
-    return Group(command, 2, 2, tiny_run.environment(setting.parent))
+    return Group(command, 2, 2, tiny_run.environment(setting.parent) | (environment or {}))
 
 
 OTHER_ORDER = """
@@ -148,7 +152,7 @@ sys.argv.append(sys.argv.pop() + os.environ["JAX_PROCESS_ID"])
 def test_hosts_that_do_not_share_the_runs_folder_are_told_at_the_start(setting, tmp_path):
     flags = ["--gin_file=gin/small_synth.gin", f"--output_dir={tmp_path}/run"]
     code = f"{APART}\nfrom inranker_jax.train import main\nsys.exit(main(sys.argv[1:]))"
-    environment = {**tiny_run.environment(setting.parent), "INRANKER_JAX_HEARTBEAT_SECONDS": "10"}
+    environment = tiny_run.environment(setting.parent) | SOON
     with Group([sys.executable, "-c", code, *flags], 2, 1, environment) as group:
         ended = group.end()
     assert ended[1].status == 2
@@ -170,7 +174,8 @@ batches.BatchMaker.__call__ = fail
 
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all(setting, tmp_path):
-    with start_patched(setting, tmp_path, FAILS, *MESH, "--gin.train.validation_split=None") as group:
+    more = (*MESH, "--gin.train.validation_split=None")
+    with start_patched(setting, tmp_path, FAILS, *more, environment=SOON) as group:
         ended = group.end()
     assert ended[1].status == 1
     assert "OSError: the disk is gone" in ended[1].stderr
