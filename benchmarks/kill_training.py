@@ -36,7 +36,7 @@ import orbax.checkpoint as ocp
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.process_group import Ended, Group  # noqa: E402 - a script finds the repository first
+from benchmarks.process_group import HEARTBEAT, Ended, Group  # noqa: E402 - a script finds the repository first
 
 SHAPES = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))
 TOLERANCE = 5e-4
@@ -93,7 +93,8 @@ class Soak:
         }
         command = [sys.executable, "-m", "inranker_jax.train", "--gin_file=gin/small_synth.gin"]
         command += [f"--output_dir={output}", *(f"--gin.{name}={value}" for name, value in bindings.items())]
-        return Group(command, *shape, environment={"JAX_COMPILATION_CACHE_DIR": str(self._work / "compiled")})
+        environment = {"JAX_COMPILATION_CACHE_DIR": str(self._work / "compiled"), HEARTBEAT: "20"}
+        return Group(command, *shape, environment=environment)
 
     def _undisturbed(self, form: Form) -> pathlib.Path:
         output = self._work / f"quiet-{form.processes}x{form.devices}-{form.manner == 'elastic'}"
@@ -110,26 +111,46 @@ class Soak:
         print("".join(process.stderr[-2000:] for process in ended), file=sys.stderr)
         return False
 
-    def _disturb(self, form: Form, group: Group, output: pathlib.Path, seconds: float) -> bool:
-        """Kills or tells after `seconds`; returns False where the run ended before."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def _wait(self, group: Group, seconds: float) -> bool:
+        """Waits for a moment of chance: one in four by the clock, others soon after one of the session's first steps.
+
+        Args:
+          group: the run.
+          seconds: that an undisturbed one takes.
+
+        Returns:
+          Whether it still runs.
+        """
+        by_clock = self._chance.random() < 0.25
+        steps, delay = (0, seconds) if by_clock else (self._chance.randint(1, 8), 0.5)
+        delay *= self._chance.random()
+        end = None
+        while end is None or time.monotonic() < end:
             if all(process.poll() is not None for process in group.processes):
-                self._expect(group.end(), {0}, form.name)
                 return False
+            if end is None and len(_steps(group)) >= steps:
+                end = time.monotonic() + delay
             time.sleep(0.01)
-        steps = sum(line.startswith("step ") for line in group.lines[0])
+        return True
+
+    def _disturb(self, form: Form, group: Group, output: pathlib.Path, seconds: float) -> bool:
+        """Kills or tells at some moment; returns False where the run ended before."""
+        if not self._wait(group, seconds):
+            self._expect(group.end(), {0}, form.name)
+            return False
+        steps = _steps(group)
         count = len(group.processes)
         victim = self._chance.randrange(count)
         if form.manner == "notice":
             if not steps:
                 return True  # a notice during start-up ends the process: nothing is lost, and nothing to agree on
             group.processes[victim].terminate()
-            self._check_notice(form, self._end(form, group), steps)
+            if not self._check_notice(form, self._end(form, group), steps):
+                return False
         else:
             group.kill(*(range(count) if form.manner == "together" else [victim]))
             alive = [process for process in self._end(form, group) if process.status == 0]
-            if alive and count > 1 and steps < self._flags.steps:
+            if alive and count > 1 and steps and steps[-1] < self._flags.steps - 1:
                 self.wrong.append(f"{form.name}: a process ended well although another was killed")
         self.counts[form.name]["in start-up" if not steps else _moment(output)] += 1
         return True
@@ -141,18 +162,16 @@ class Soak:
             self.wrong.append(f"{form.name}: processes still there after 180 s")
             return []
 
-    def _check_notice(self, form: Form, ended: list[Ended], steps: int) -> None:
-        """All must have saved the same step, or, where the notice came too late, have finished."""
-        late = steps >= self._flags.steps - 2
-        if not self._expect(ended, {0, 143} if late else {143}, f"{form.name}: notice after {steps} steps"):
-            return
-        saved = [
-            re.findall(r"saved step (\d+)", process.stderr) for process in ended if process.status == 143
-        ]
-        if len(saved) not in (0, len(ended)) or any(
-            len(numbers) != 1 or numbers != saved[0] for numbers in saved
-        ):
-            self.wrong.append(f"{form.name}: notice after {steps} steps: saved {saved}")
+    def _check_notice(self, form: Form, ended: list[Ended], steps: list[int]) -> bool:
+        """All must have saved the same step; returns False where the notice came too late and all have finished."""
+        statuses = {process.status for process in ended}
+        if statuses == {0}:
+            return False
+        saved = [re.findall(r"saved step (\d+)", process.stderr) for process in ended]
+        if statuses != {143} or any(len(numbers) != 1 or numbers != saved[0] for numbers in saved):
+            last = f"after step {steps[-1]}"
+            self.wrong.append(f"{form.name}: notice {last}: statuses {sorted(statuses)}, saved {saved}")
+        return True
 
     def run(self, form: Form) -> None:
         """Kills `--kills` times and compares every finished run."""
@@ -172,9 +191,7 @@ class Soak:
                 began = time.monotonic()
                 with self._start(form, output, shape) as group:
                     if seconds and sum(counts.values()) < 2 * self._flags.kills:
-                        finished = not self._disturb(
-                            form, group, output, self._chance.uniform(0.3, 1.05) * seconds
-                        )
+                        finished = not self._disturb(form, group, output, seconds)
                     else:
                         finished = self._expect(group.end(), {0}, form.name)
                         seconds = seconds or time.monotonic() - began
@@ -204,6 +221,11 @@ class Soak:
             kills = sum(counts[moment] for moment in MOMENTS)
             lines.append(f"| {name} | {kills} | " + " | ".join(str(counts[key]) for key in columns) + " |")
         return "\n".join(lines)
+
+
+def _steps(group: Group) -> list[int]:
+    """The steps that a run has reported in this session."""
+    return [int(line.split()[1].split("/")[0]) for line in group.lines[0] if line.startswith("step ")]
 
 
 def _moment(output: pathlib.Path) -> str:
