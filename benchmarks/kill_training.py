@@ -40,6 +40,8 @@ from benchmarks.process_group import HEARTBEAT, Ended, Group  # noqa: E402 - a s
 
 SHAPES = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))
 TOLERANCE = 5e-4
+# Longer than processes wait for one that was killed before it had joined them: 5 minutes.
+_PATIENCE = 400
 MOMENTS = ("in start-up", "while a checkpoint was written", "in other steps")
 
 
@@ -77,6 +79,8 @@ class Soak:
         self._work = pathlib.Path(flags.work_dir or tempfile.mkdtemp(prefix="kill_training-"))
         self.counts: dict[str, collections.Counter[str]] = {}
         self.wrong: list[str] = []
+        # Of elastic runs: the largest difference over an array's norm and of an entry, and of which array.
+        self.farthest = self.entry = (0.0, "")
 
     def _start(self, form: Form, output: pathlib.Path, shape: tuple[int, int]) -> Group:
         bindings = {
@@ -157,9 +161,10 @@ class Soak:
 
     def _end(self, form: Form, group: Group) -> list[Ended]:
         try:
-            return group.end(180)
+            return group.end(_PATIENCE)
         except subprocess.TimeoutExpired:
-            self.wrong.append(f"{form.name}: processes still there after 180 s")
+            self.wrong.append(f"{form.name}: processes still there after {_PATIENCE} s")
+            print("".join(line for lines in group.errors for line in lines[-20:]), file=sys.stderr)
             return []
 
     def _check_notice(self, form: Form, ended: list[Ended], steps: list[int]) -> bool:
@@ -205,13 +210,16 @@ class Soak:
         if theirs.keys() != ours.keys():
             self.wrong.append(f"{form.name}: the trees differ")
         for key, value in theirs.items():
-            same = (
-                np.allclose(ours[key], value, atol=TOLERANCE)
-                if form.manner == "elastic"
-                else ours[key].tobytes() == value.tobytes()
-            )
-            if not same:
-                self.wrong.append(f"{form.name}: {key} differs")
+            if form.manner != "elastic":
+                if ours[key].tobytes() != value.tobytes():
+                    self.wrong.append(f"{form.name}: {key} differs")
+                continue
+            scale = max(float(np.linalg.norm(value.astype(np.float64))), 1e-12)
+            apart = float(np.linalg.norm(ours[key].astype(np.float64) - value)) / scale
+            self.farthest = max(self.farthest, (apart, key))
+            self.entry = max(self.entry, (float(np.max(np.abs(ours[key].astype(np.float64) - value))), key))
+            if apart > TOLERANCE:
+                self.wrong.append(f"{form.name}: {key} differs by {apart:.1e} of its norm")
 
     def table(self) -> str:
         """Counts of all forms, as markdown."""
@@ -263,6 +271,9 @@ def main() -> int:
     for name in soak._flags.forms.split(","):
         soak.run(Form.parse(name))
     print(soak.table())
+    if soak.farthest[1]:
+        print(f"elastic runs, at most: {soak.farthest[0]:.1e} of the norm of {soak.farthest[1]}")
+        print(f"elastic runs, an entry: {soak.entry[0]:.1e} in {soak.entry[1]}")
     for line in soak.wrong:
         print(f"WRONG: {line}")
     print("all equal" if not soak.wrong else f"{len(soak.wrong)} differences")
