@@ -157,7 +157,7 @@ class Soak:
             alive = [process for process in self._end(form, group) if process.status == 0]
             if alive and count > 1 and steps and steps[-1] < self._flags.steps - 1:
                 self.wrong.append(f"{form.name}: a process ended well although another was killed")
-        self.counts[form.name]["in start-up" if not steps else _moment(output)] += 1
+        self.counts[form.name][_moment(output, steps)] += 1
         return True
 
     def _end(self, form: Form, group: Group) -> list[Ended]:
@@ -246,10 +246,11 @@ def _steps(group: Group) -> list[int]:
     return [int(line.split()[1].split("/")[0]) for line in group.lines[0] if line.startswith("step ")]
 
 
-def _moment(output: pathlib.Path) -> str:
-    """What a run past its start-up was doing: Orbax names a checkpoint that is being written so until it is whole."""
-    saving = any(output.glob("checkpoints/*.orbax-checkpoint-tmp*"))
-    return MOMENTS[1] if saving else MOMENTS[2]
+def _moment(output: pathlib.Path, steps: list[int]) -> str:
+    """What a run was doing: Orbax names a checkpoint that is being written so until it is whole."""
+    if not steps:
+        return MOMENTS[0]
+    return MOMENTS[1] if any(output.glob("checkpoints/*.orbax-checkpoint-tmp*")) else MOMENTS[2]
 
 
 def _losses(output: pathlib.Path) -> dict[int, float]:
