@@ -2,19 +2,21 @@
 
 Both exist for speed and memory. A product in bfloat16 keeps bfloat16 operands and float32 sums in its gradient
 too, where JAX's own rule would multiply float32 by bfloat16 and round the result. Attention saves its inputs and
-one number per query instead of all weights (as FlashAttention does: Dao et al. 2022, section 3.1) and, on a CPU,
-takes a few rows at a time, so that their scores stay in the cache (`docs/performance.md`).
+one number per query instead of all weights (as FlashAttention does: Dao et al. 2022, section 3.1) and takes a few rows
+at a time, so that their scores stay in a CPU's cache, or in the memory on a TPU's chip (`docs/performance.md`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from inranker_jax.models.dropout import derived, dropout
 
@@ -23,6 +25,10 @@ MASKED_SCORE = float(np.finfo(np.float32).min)
 
 # Scores of one block on a CPU: about what one core's second-level cache holds.
 _BLOCK_BYTES = 2 * 2**20
+# Scores of one turn of the loop on a TPU, and how many do without one: its compiler keeps them on the chip, which has
+# 128 MiB (v5e) for them, as long as they are few.
+_TURN_BYTES, _WHOLE_BYTES = 64 * 2**20, 160 * 2**20
+_BATCH_AXES, _HEADS_AXIS = ("data", "fsdp"), "model"
 # Each block is written out in the program, which takes time to compile.
 _MOST_BLOCKS = 16
 
@@ -69,11 +75,21 @@ product.defvjp(_product_forward, _product_backward)
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """Static settings of `attend`; `rows` of a block, 0 for all of them."""
+    """Static settings of `attend`.
+
+    Attributes:
+      dtype: of the products' operands.
+      rate: of dropout.
+      rows: of a block on a CPU, 0 for all of them.
+      turn: rows of each device in a turn of the loop on a TPU, 0 for no loop.
+      ways: devices over which the rows are divided.
+    """
 
     dtype: str
     rate: float
     rows: int
+    turn: int = 0
+    ways: int = 1
 
 
 def attend(
@@ -113,12 +129,34 @@ def attend(
     n, heads, length, _ = query.shape
     divided = any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())
     rows = 0 if divided else max(1, _BLOCK_BYTES // (4 * heads * length * length), -(-n // _MOST_BLOCKS))
-    options = _Options(dtype, 0.0 if seed is None else rate, rows if rows < n else 0)
+    ways = math.prod(_axis(name) for name in _BATCH_AXES)
+    turn = _turn(n // ways, 4 * max(1, heads // _axis(_HEADS_AXIS)) * length * length) if n % ways == 0 else 0
+    options = _Options(dtype, 0.0 if seed is None else rate, rows if rows < n else 0, turn, ways)
     if options.rate and names is None:
         raise ValueError("dropout with a seed needs names of the tokens, which decide its masks")
     seed = jnp.zeros(2, jnp.uint32) if seed is None else seed
     names = jnp.zeros((n, length), jnp.uint32) if names is None else names
     return _attend(options, query, key, value, bias, mask, seed, names)
+
+
+def _axis(name: str) -> int:
+    """Size of an axis of the context mesh, 1 where it has none of that name."""
+    return jax.sharding.get_abstract_mesh().shape.get(name, 1)
+
+
+def _turn(rows: int, row_bytes: int) -> int:
+    """Rows of a device that its loop takes at a time: a divisor of `rows`, or 0 where no loop is needed.
+
+    >>> _turn(32, 12 * 2**20), _turn(8, 12 * 2**20), _turn(7, 100 * 2**20)
+    (4, 0, 1)
+    """
+    if rows * row_bytes <= _WHOLE_BYTES:
+        return 0
+    return max(
+        part
+        for part in range(1, rows + 1)
+        if rows % part == 0 and (part == 1 or part * row_bytes <= _TURN_BYTES)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -199,10 +237,11 @@ def _over_queries(weights: Any, states: Any, dtype: str) -> Any:
 def _by_blocks(options: _Options, block: Any, *arrays: Any) -> Any:
     """`block(*parts)` over parts of the leading axis; it returns (arrays to concatenate, arrays to add).
 
-    Written out instead of `lax.map`, whose loop was slower on a CPU.
+    On a CPU they are written out, where `lax.map` was slower; on a TPU they are turns of a loop, in which every device
+    takes some of its own rows.
     """
 
-    if not options.rows:
+    if not options.rows and not options.turn:
         return block(*arrays)
 
     def parts(*arrays: Any) -> Any:
@@ -213,4 +252,25 @@ def _by_blocks(options: _Options, block: Any, *arrays: Any) -> Any:
             map(functools.partial(functools.reduce, jnp.add), sums)
         )
 
-    return jax.lax.platform_dependent(*arrays, cpu=parts, default=block)
+    def turns(*arrays: Any) -> Any:
+        rows, sums = jax.lax.map(
+            lambda part: jax.vmap(block)(*part), tuple(_split(options, x) for x in arrays)
+        )
+        joined = tuple(jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[3:]) for x in rows)
+        return joined, tuple(jnp.sum(x, axis=(0, 1)) for x in sums)
+
+    return jax.lax.platform_dependent(
+        *arrays,
+        cpu=parts if options.rows else block,
+        tpu=turns if options.turn else block,
+        default=block,
+    )
+
+
+def _split(options: _Options, x: Any) -> Any:
+    """[n, ...] -> [turns, devices, rows of a turn, ...], without moving a row to another device."""
+    x = x.reshape(options.ways, -1, options.turn, *x.shape[1:])
+    if options.ways > 1:
+        axes = tuple(name for name in _BATCH_AXES if _axis(name) > 1)
+        x = jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+    return jnp.moveaxis(x, 1, 0)

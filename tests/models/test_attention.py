@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from inranker_jax.models import Compute, attention, init_params
 from inranker_jax.models.attention import attend, product
 from inranker_jax.models.dropout import derived, dropout
 from inranker_jax.models.t5 import apply
+from inranker_jax.partitioning import make_mesh
 from tests.models.reference import config_of, ragged_tokens
 
 SEED = jnp.array([11, 12], jnp.uint32)
@@ -75,6 +77,34 @@ def test_blocks_give_the_same_bits_as_one_block_where_sums_do_not_cross_rows(mon
         results.append(values_and_gradients(lambda *a: attend(*a, SEED, names_of(4, 16), rate=0.5), *arrays))
     kept = [np.asarray(values) != 0 for values in (results[0][3], results[1][3])]
     np.testing.assert_array_equal(*kept)  # the same dropout masks
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 2, 2), (4, 1, 1)])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_the_loop_of_a_tpu_gives_the_same_as_all_rows_at_once(monkeypatch, sizes, rate):
+    arrays = inputs(8, 2, 12, 4, segments=True)
+
+    def run():
+        return values_and_gradients(
+            lambda *a: attend(*a, SEED if rate else None, names_of(8, 12), rate=rate), *arrays
+        )
+
+    expected = run()
+    turns = []
+
+    def as_on_a_tpu(*arrays, tpu, **_):
+        turns.append(tpu.__name__)
+        return tpu(*arrays)
+
+    monkeypatch.setattr(attention.jax.lax, "platform_dependent", as_on_a_tpu)
+    monkeypatch.setattr(attention, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(attention, "_TURN_BYTES", 1)  # one row of each device at a time
+    devices = sizes and jax.devices()[: sizes[0] * sizes[1] * sizes[2]]
+    with jax.set_mesh(make_mesh(*sizes, devices=devices)) if sizes else contextlib.nullcontext():
+        found = run()
+    assert set(turns) == {"turns"}
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 def test_a_query_without_any_key_is_finite():
