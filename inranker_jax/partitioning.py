@@ -23,12 +23,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from inranker_jax.errors import InputError, did_you_mean
 
 AXES = ("data", "fsdp", "model")
+# The axes over which the rows of a batch are divided, and the one that divides heads, vocabulary and hidden units.
+BATCH_AXES, MODEL_AXIS = AXES[:2], AXES[2]
 
 LogicalRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 # The names are T5X's (its `standard_logical_axis_rules`), plus `fsdp` on the embedding axis.
 LOGICAL_RULES: LogicalRules = (
-    ("batch", ("data", "fsdp")),
+    ("batch", BATCH_AXES),
     ("vocab", "model"),
     ("embed", "fsdp"),
     ("heads", "model"),
@@ -215,7 +217,7 @@ def param_shardings(
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its first axis is split over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -35,12 +35,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from inranker_jax import losses, packing, partitioning, train_state
 from inranker_jax.errors import InputError
 from inranker_jax.models import Compute, T5Config, t5
-from inranker_jax.partitioning import batch_sharding, batch_ways, replicated
+from inranker_jax.partitioning import BATCH_AXES, batch_sharding, batch_ways, replicated
 from inranker_jax.train_state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from inranker_jax.models.dropout import derived, dropout
+from inranker_jax.partitioning import BATCH_AXES, MODEL_AXIS
 
 # Finite, so that a query without any key gets a uniform distribution instead of NaN.
 MASKED_SCORE = float(np.finfo(np.float32).min)
@@ -28,7 +29,6 @@ _BLOCK_BYTES = 2 * 2**20
 # Scores of one turn of the loop on a TPU, and how many do without one: its compiler keeps them on the chip, which has
 # 128 MiB (v5e) for them, as long as they are few.
 _TURN_BYTES, _WHOLE_BYTES = 64 * 2**20, 160 * 2**20
-_BATCH_AXES, _HEADS_AXIS = ("data", "fsdp"), "model"
 # Each block is written out in the program, which takes time to compile.
 _MOST_BLOCKS = 16
 
@@ -129,8 +129,8 @@ def attend(
     n, heads, length, _ = query.shape
     divided = any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())
     rows = 0 if divided else max(1, _BLOCK_BYTES // (4 * heads * length * length), -(-n // _MOST_BLOCKS))
-    ways = math.prod(_axis(name) for name in _BATCH_AXES)
-    turn = _turn(n // ways, 4 * max(1, heads // _axis(_HEADS_AXIS)) * length * length) if n % ways == 0 else 0
+    ways = math.prod(_axis(name) for name in BATCH_AXES)
+    turn = _turn(n // ways, 4 * max(1, heads // _axis(MODEL_AXIS)) * length * length) if n % ways == 0 else 0
     options = _Options(dtype, 0.0 if seed is None else rate, rows if rows < n else 0, turn, ways)
     if options.rate and names is None:
         raise ValueError("dropout with a seed needs names of the tokens, which decide its masks")
@@ -271,6 +271,6 @@ def _split(options: _Options, x: Any) -> Any:
     """[n, ...] -> [turns, devices, rows of a turn, ...], without moving a row to another device."""
     x = x.reshape(options.ways, -1, options.turn, *x.shape[1:])
     if options.ways > 1:
-        axes = tuple(name for name in _BATCH_AXES if _axis(name) > 1)
+        axes = tuple(name for name in BATCH_AXES if _axis(name) > 1)
         x = jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
     return jnp.moveaxis(x, 1, 0)

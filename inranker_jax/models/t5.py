@@ -40,11 +40,9 @@ from inranker_jax.models.layers import (
     Projection,
     RelativePositionBias,
 )
+from inranker_jax.partitioning import BATCH_AXES
 
 Params = dict[str, Any]
-
-# Mesh axes over which a batch is divided, when the caller has set a context mesh that has them.
-_BATCH_AXES = ("data", "fsdp")
 
 
 class Encoder(nnx.Module):
@@ -341,7 +339,7 @@ def _divide_batch(x: jax.Array) -> jax.Array:
     With fully sharded parameters XLA may otherwise divide activations along their width.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name in _BATCH_AXES if name in mesh.axis_names)
+    axes = tuple(name for name in BATCH_AXES if name in mesh.axis_names)
     devices = int(np.prod([mesh.shape[name] for name in axes]))
     if devices == 1 or x.shape[0] % devices:
         return x
