@@ -154,141 +154,143 @@ def train(
     uploaded.check_processes(model_dir)
     distributed.check_shared(model_dir)
     phases = Phases(started)
-    # ---- data registry: TensorFlow and SeqIO are imported here, and nowhere earlier --------------------------
-    from inranker_jax import data
-
-    with quiet.native_stderr_held_back():
-        import_task_modules = data.import_task_modules
-    modules = [mixture_or_task_module] if isinstance(mixture_or_task_module, str) else mixture_or_task_module
-    import_task_modules(modules)
-
-    # ---- mesh and model --------------------------------------------------------------------------------------
-    mesh = mesh or make_mesh()
-    if mesh.devices.size < jax.device_count() and not distributed.alone():
-        raise InputError(
-            f"mesh {dict(mesh.shape)} has {mesh.devices.size} of the {jax.device_count()} devices of all "
-            f"{jax.process_count()} processes. Use one with all of them, such as --gin_file=gin/meshes/data.gin."
-        )
-    layout = Layout.of(layout)
-    if layout.kind == "auto":
-        layout = dataclasses.replace(layout, kind="packed")
-    trainer.check_batch_size(batch_size, accumulation, mesh, packed=layout.kind == "packed")
-    choose = functools.partial(
-        choose_student,
-        initial_checkpoint,
-        model,
-        initialiser,
-        seed,
-        vocabulary,
-        contract,
-        dropout_rate,
-        task_feature_lengths,
-    )
-    student = resumed_student(model_dir) or choose()
-    built_optimizer = optimizers.build(optimizer(learning_rate), max_grad_norm)
-    abstract = train_state.abstract_state(
-        t5.abstract_params(student.config), t5.logical_axes(student.config), built_optimizer, mesh
-    )
-    announce(
-        f"student: {student.config.num_params / 1e6:.1f}M parameters from {student.source}; "
-        f"mesh {dict(mesh.shape)} on {mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
-    )
-
-    # ---- data ------------------------------------------------------------------------------------------------
-    share, shares = data_share(mesh)
-    open_batches = functools.partial(
-        data.BatchStream,
-        contract=student.contract,
-        tokenizer=student.tokenizer,
-        batch_size=batch_size,
-        list_size=list_size,
-        lengths=lengths,
-        seed=seed,
-        process_index=share,
-        process_count=shares,
-        platform=mesh.devices.flat[0].platform,
-        ways=batch_ways(mesh),
-        own_ways=own_ways(mesh),
-        accumulation=accumulation,
-        whole_lists=trainer.needs_whole_lists(loss),
-    )
-    open_stores = functools.partial(
-        data.open_stores, mixture_or_task_name, use_cached=use_cached, seqio_cache_dirs=seqio_cache_dirs
-    )
-    stores, rates = open_stores(train_split, rates=mixture_rates)
-    held_out = open_stores(validation_split)[0] if validation_split else []
-    fingerprints = {store.name: store.fingerprint for store in [*stores, *held_out]}
-
-    # ---- restore, else import, else initialise ---------------------------------------------------------------
-    identity = {
-        "data": {"task": mixture_or_task_name, "fingerprints": fingerprints},
-        "seed": seed,
-        "batch_size": batch_size,
-        "list_size": list_size,
-        "rates": rates,
-        "model": student.config.to_hf_dict(),
-        "contract": student.contract.to_dict(),
-        "vocabulary": student.tokenizer.fingerprint,
-        "gin": configuration.deciding_bindings(),
-    }
-    manifest.write(model_dir, identity, mesh, configuration.effective_config())
-    description = native.ModelDescription(student.config, student.contract)
-    checkpoints = native.Checkpointer(model_dir, description, student.tokenizer, keep_latest, keep_best)
-    if checkpoints.latest_step is not None:
-        tree, position = checkpoints.restore(abstract.as_tree())
-        state = train_state.TrainState(**tree)
-        announce(f"resuming {model_dir} at step {position['step']}")
-    else:
-        start = student.first_step if first_step is None else first_step
-        try:
-            check_steps(total_steps, student, start)
-        except InputError:
-            checkpoints.close()  # its threads would complain at the end
-            raise
-        state = initial_state(student, built_optimizer, seed, abstract, start)
-        position = stored_position(start, math.inf, start)
-        student = dataclasses.replace(student, make_params=lambda: None)  # frees imported parameters
-    step, start = position["step"], position.get("first_step", 0)
-    best = math.inf if position["best_validation_loss"] is None else position["best_validation_loss"]
-    late_loss = checkpoints.validation_loss(step) if position.get("validation_pending") else None
-    best = best if late_loss is None else min(best, late_loss)
-    pending = bool(position.get("validation_pending")) and late_loss is None
-
-    # ---- batches, and the steps compiled for their layout ----------------------------------------------------
-    batches = open_batches(stores, layout=layout, rates=rates, start_step=step - start)
-    spec = trainer.StepSpec(
-        config=student.config,
-        compute=(compute or Compute()).on(mesh.devices.flat[0].platform),
-        label_ids=student.contract.label_ids(student.tokenizer),
-        loss=loss,
-        optimizer=built_optimizer,
-        accumulation=accumulation,
-        slots=batches.layout.slots if batches.layout.kind == "packed" else None,
-    )
-    step_fn, validate_fn = trainer.compile_steps(spec, abstract, mesh)
-
-    # ---- the loop --------------------------------------------------------------------------------------------
-    schedule = learning_rate if callable(learning_rate) else (lambda _: learning_rate)
     process = (jax.process_index(), jax.process_count())
-    monitor = StepMonitor(
-        model_dir,
-        total_steps,
-        step,
-        log_every,
-        schedule,
-        process=process,
-        phases=phases,
-        training_flops=lambda tokens: (
-            flops.TRAINING * flops.forward_flops(spec.config, tokens, len(spec.label_ids))
-        ),
-        peak_flops=usage.peak_flops(mesh.devices.flat, spec.compute.dtype),
-        wandb_project=wandb_project,
-        settings=configuration.deciding_bindings(),
-    )
     with contextlib.ExitStack() as stack:
-        stack.callback(monitor.close)
         hangs = watchdog.Watchdog(phases, hang_seconds, hang_factor, process, hang_exit_seconds)
         stack.enter_context(hangs)
+        # ---- data registry: TensorFlow and SeqIO are imported here, and nowhere earlier ----------------------
+        from inranker_jax import data
+
+        with quiet.native_stderr_held_back():
+            import_task_modules = data.import_task_modules
+        modules = (
+            [mixture_or_task_module] if isinstance(mixture_or_task_module, str) else mixture_or_task_module
+        )
+        import_task_modules(modules)
+
+        # ---- mesh and model ----------------------------------------------------------------------------------
+        mesh = mesh or make_mesh()
+        if mesh.devices.size < jax.device_count() and not distributed.alone():
+            raise InputError(
+                f"mesh {dict(mesh.shape)} has {mesh.devices.size} of the {jax.device_count()} devices of all "
+                f"{jax.process_count()} processes. Use one with all of them, such as --gin_file=gin/meshes/data.gin."
+            )
+        layout = Layout.of(layout)
+        if layout.kind == "auto":
+            layout = dataclasses.replace(layout, kind="packed")
+        trainer.check_batch_size(batch_size, accumulation, mesh, packed=layout.kind == "packed")
+        choose = functools.partial(
+            choose_student,
+            initial_checkpoint,
+            model,
+            initialiser,
+            seed,
+            vocabulary,
+            contract,
+            dropout_rate,
+            task_feature_lengths,
+        )
+        student = resumed_student(model_dir) or choose()
+        built_optimizer = optimizers.build(optimizer(learning_rate), max_grad_norm)
+        abstract = train_state.abstract_state(
+            t5.abstract_params(student.config), t5.logical_axes(student.config), built_optimizer, mesh
+        )
+        announce(
+            f"student: {student.config.num_params / 1e6:.1f}M parameters from {student.source}; "
+            f"mesh {dict(mesh.shape)} on {mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
+        )
+
+        # ---- data --------------------------------------------------------------------------------------------
+        share, shares = data_share(mesh)
+        open_batches = functools.partial(
+            data.BatchStream,
+            contract=student.contract,
+            tokenizer=student.tokenizer,
+            batch_size=batch_size,
+            list_size=list_size,
+            lengths=lengths,
+            seed=seed,
+            process_index=share,
+            process_count=shares,
+            platform=mesh.devices.flat[0].platform,
+            ways=batch_ways(mesh),
+            own_ways=own_ways(mesh),
+            accumulation=accumulation,
+            whole_lists=trainer.needs_whole_lists(loss),
+        )
+        open_stores = functools.partial(
+            data.open_stores, mixture_or_task_name, use_cached=use_cached, seqio_cache_dirs=seqio_cache_dirs
+        )
+        stores, rates = open_stores(train_split, rates=mixture_rates)
+        held_out = open_stores(validation_split)[0] if validation_split else []
+        fingerprints = {store.name: store.fingerprint for store in [*stores, *held_out]}
+
+        # ---- restore, else import, else initialise -----------------------------------------------------------
+        identity = {
+            "data": {"task": mixture_or_task_name, "fingerprints": fingerprints},
+            "seed": seed,
+            "batch_size": batch_size,
+            "list_size": list_size,
+            "rates": rates,
+            "model": student.config.to_hf_dict(),
+            "contract": student.contract.to_dict(),
+            "vocabulary": student.tokenizer.fingerprint,
+            "gin": configuration.deciding_bindings(),
+        }
+        manifest.write(model_dir, identity, mesh, configuration.effective_config())
+        description = native.ModelDescription(student.config, student.contract)
+        checkpoints = native.Checkpointer(model_dir, description, student.tokenizer, keep_latest, keep_best)
+        if checkpoints.latest_step is not None:
+            tree, position = checkpoints.restore(abstract.as_tree())
+            state = train_state.TrainState(**tree)
+            announce(f"resuming {model_dir} at step {position['step']}")
+        else:
+            start = student.first_step if first_step is None else first_step
+            try:
+                check_steps(total_steps, student, start)
+            except InputError:
+                checkpoints.close()  # its threads would complain at the end
+                raise
+            state = initial_state(student, built_optimizer, seed, abstract, start)
+            position = stored_position(start, math.inf, start)
+            student = dataclasses.replace(student, make_params=lambda: None)  # frees imported parameters
+        step, start = position["step"], position.get("first_step", 0)
+        best = math.inf if position["best_validation_loss"] is None else position["best_validation_loss"]
+        late_loss = checkpoints.validation_loss(step) if position.get("validation_pending") else None
+        best = best if late_loss is None else min(best, late_loss)
+        pending = bool(position.get("validation_pending")) and late_loss is None
+
+        # ---- batches, and the steps compiled for their layout ------------------------------------------------
+        batches = open_batches(stores, layout=layout, rates=rates, start_step=step - start)
+        spec = trainer.StepSpec(
+            config=student.config,
+            compute=(compute or Compute()).on(mesh.devices.flat[0].platform),
+            label_ids=student.contract.label_ids(student.tokenizer),
+            loss=loss,
+            optimizer=built_optimizer,
+            accumulation=accumulation,
+            slots=batches.layout.slots if batches.layout.kind == "packed" else None,
+        )
+        step_fn, validate_fn = trainer.compile_steps(spec, abstract, mesh)
+
+        # ---- the loop ----------------------------------------------------------------------------------------
+        schedule = learning_rate if callable(learning_rate) else (lambda _: learning_rate)
+        monitor = StepMonitor(
+            model_dir,
+            total_steps,
+            step,
+            log_every,
+            schedule,
+            process=process,
+            phases=phases,
+            training_flops=lambda tokens: (
+                flops.TRAINING * flops.forward_flops(spec.config, tokens, len(spec.label_ids))
+            ),
+            peak_flops=usage.peak_flops(mesh.devices.flat, spec.compute.dtype),
+            wandb_project=wandb_project,
+            settings=configuration.deciding_bindings(),
+        )
+        stack.callback(monitor.close)
         stack.callback(checkpoints.close)  # waits for a save in flight, whatever ended the loop
         interruption = stack.enter_context(Interruption() if distributed.alone() else SharedInterruption())
         stack.enter_context(batches)

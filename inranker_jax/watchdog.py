@@ -35,10 +35,10 @@ _MEANINGS = {
 class Watchdog:
     """A thread that prints a report when no step was finished for too long. It ends nothing unless told to.
 
-    Too long is `seconds`, or `factor` times the median step if that is more. The first step (which compiles), a
-    validation and a save may each take six times as long. While nothing moves, reports come again after twice, four
-    times, eight times as long. Each process reports on itself, to standard error: in a job of several hosts, the one
-    whose phase is not `device` is the one that holds up the others.
+    Too long is `seconds`, or `factor` times the median step if that is more. The start, the first step (which
+    compiles), a validation and a save may each take six times as long. While nothing moves, reports come again after
+    twice, four times, eight times as long. Each process reports on itself, to standard error: in a job of several
+    hosts, the one whose phase is not `device` is the one that holds up the others.
 
     Should the interpreter itself be stuck (native code that never gives back its lock), no Python thread can report;
     then faulthandler's own thread prints the bare stacks, some time later.
@@ -49,7 +49,7 @@ class Watchdog:
       factor: see above.
       process: (index, count) of this process.
       exit_after: seconds without a step after which the process is ended with status 75, for launchers that start it
-        again; None for never.
+        again; None for never. Not before the first batch: what takes long to start would be ended for ever.
       report: prints a text.
 
     Raises:
@@ -114,7 +114,8 @@ class Watchdog:
             if stood >= limit * 2**self._reports:
                 self._reports += 1
                 self._report(self.describe(stood, limit))
-            if self._exit_after is not None and stood >= max(limit, self._exit_after):
+            starting = self._phases.current[0] == "startup"
+            if self._exit_after is not None and not starting and stood >= max(limit, self._exit_after):
                 self._report(f"ending this process with status {EXIT_STATUS}: no step for {clock(stood)}")
                 sys.stdout.flush()
                 os._exit(EXIT_STATUS)

@@ -192,6 +192,47 @@ def test_a_process_ends_itself_only_when_told_to():
     assert program("time.sleep(1.2)").returncode == 0
 
 
+STARTING = """
+import sys, time
+from inranker_jax import data, train
+
+opened = data.open_stores
+
+def slow_files(*arguments, **more):
+    time.sleep(5)
+    return opened(*arguments, **more)
+
+data.open_stores = slow_files
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_start_that_takes_long_is_reported(tmp_path):
+    setting = tiny_run.write_setting(tmp_path)
+    more = ["--gin.TRAIN_STEPS=2", "--gin.train.validation_split=None", "--gin.train.hang_seconds=0.5"]
+    command = tiny_run.flags(setting, tmp_path / "run", *more)
+    done = subprocess.run(
+        [sys.executable, "-c", STARTING, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env=tiny_run.environment(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    report = done.stderr.partition("HANG?")[2].partition("end of report")[0]
+    assert "phase: startup" in report
+    assert "in slow_files" in report
+
+
+def test_a_start_is_never_ended():
+    phases, said = Phases(), []
+    with Watchdog(phases, seconds=0.05, exit_after=0.1, report=said.append):
+        wait_until(lambda: len(said) >= 2)
+    assert not any("ending this process" in text for text in said)
+
+
 STALLING = """
 import os, sys, time
 from inranker_jax import train
