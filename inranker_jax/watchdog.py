@@ -126,7 +126,7 @@ class Watchdog:
         index, count = self._process
         phase, since = self._phases.current
         step = self._phases.last_step
-        following = f"next report in {clock(limit * 2**self._reports - stood)} unless it goes on"
+        following = f"next report in {clock(max(0.0, limit * 2**self._reports - stood))} unless it goes on"
         lines = [
             f"HANG? no step was finished for {clock(stood)} (allowed: {clock(limit)})",
             f"  process {index} of {count} on {socket.gethostname()}, pid {os.getpid()}",

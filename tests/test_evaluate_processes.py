@@ -109,11 +109,31 @@ def test_two_processes_write_the_results_of_one(
     assert "70/70 pairs" in second.stderr or "90/90 pairs" in second.stderr, "a part of 210 pairs"
 
 
+# Process 1 never scores anything.
+STALLING = """
+import os, sys, time
+from inranker_jax import evaluate
+from inranker_jax.evaluation.reranking import Reranking
+
+score = Reranking.score
+
+def stalled(*arguments, **more):
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        time.sleep(600)
+    return score(*arguments, **more)
+
+Reranking.score = stalled
+sys.exit(evaluate.main(sys.argv[1:]))
+"""
+
+
 def test_killed_process_is_named_and_independent_processes_go_on(
     command: list[str], tmp_path: pathlib.Path, expected: dict[str, Any]
 ) -> None:
-    with Group([*command, f"--output_dir={tmp_path}"], 3, DEVICES) as group:
-        group.wait_for("[1/3] [1/2] alpha", 1, errors=True)  # it has scored nothing yet
+    stalling = [sys.executable, "-c", STALLING, *command[command.index("inranker_jax.evaluate") + 1 :]]
+    with Group([*command[:2], *stalling, f"--output_dir={tmp_path}"], 3, DEVICES) as group:
+        group.wait_for("waiting for process 1 (2 of 7 groups of queries)", 0, errors=True)
+        group.wait_for("[2/3] [2/2] beta", 2, errors=True)
         group.kill(1)
         first, second, third = group.end()
     assert second.status == -signal.SIGKILL
@@ -127,11 +147,10 @@ def test_killed_process_is_named_and_independent_processes_go_on(
     assert QUERIES - 8 <= len(kept) == len(rows) - 2, "five of seven groups, in the files of two processes"
 
     independent = [*command, f"--output_dir={tmp_path}", "--process_count=2"]
-    with (
-        Group([*independent, "--process_index=1"], 1, DEVICES) as one,
-        Group([*independent, "--process_index=0"], 1, DEVICES) as two,
-    ):
-        (zero,), (other,) = two.end(), one.end()
+    with Group([*independent, "--process_index=0"], 1, DEVICES) as two:
+        two.wait_for("alpha: going on after", errors=True)  # before the other adds to what is kept
+        with Group([*independent, "--process_index=1"], 1, DEVICES) as one:
+            (zero,), (other,) = two.end(), one.end()
     assert (zero.status, other.status) == (0, 0), zero.stderr + other.stderr
     assert f"alpha: going on after {len(kept)} queries" in zero.stderr
     assert contents(tmp_path) == expected

@@ -41,25 +41,29 @@ def test_a_stuck_pipeline_is_reported_with_its_stack_and_then_that_it_goes_on():
     )
     maker.start()
     phases = Phases()
+
+    def of_data():
+        return [text for text in said if "  phase: data" in text]
+
     phases.begin("host")
     phases.step_done(1206)
     phases.step_done(1207)
     with Watchdog(phases, seconds=0.2, process=(1, 4), report=said.append):
         # Only when two reports came is the batch made that this thread waits for.
         threading.Thread(
-            target=lambda: (wait_until(lambda: len(said) >= 2), release.set()), daemon=True
+            target=lambda: (wait_until(lambda: len(of_data()) >= 2), release.set()), daemon=True
         ).start()
         with phases.phase("data"):
             assert batches.get(timeout=30) == "a batch"
         phases.step_done(1208)
         wait_until(lambda: said[-1].startswith("training goes on"))
-    first = said[0].splitlines()
+    first = of_data()[0].splitlines()
     assert re.match(r"HANG\? no step was finished for \d+s \(allowed: 0s\)", first[0])
     assert re.match(r"  process 1 of 4 on \S+, pid \d+", first[1])
     assert first[2] == "  last finished step: 1207"
     assert re.match(r"  phase: data, for \d+s: waiting for the next batch of its own data pipeline", first[3])
     assert first[4] == "  thread MainThread, innermost call first:"
-    report = said[0]
+    report = of_data()[0]
     assert "in test_a_stuck_pipeline_is_reported" in report
     maker_stack = report.split("thread inranker-batches, innermost call first:")[1]
     assert "in stuck_in_the_pipeline" in maker_stack

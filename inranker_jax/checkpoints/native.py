@@ -49,7 +49,9 @@ class ModelDescription:
         return cls(T5Config.from_hf_dict(stored["config"]), ScoringContract.from_dict(stored["contract"]))
 
 
-def _options(keep_latest: int, keep_best: int, read_only: bool) -> ocp.CheckpointManagerOptions:
+def _options(
+    keep_latest: int, keep_best: int, read_only: bool, removed: str | None = None
+) -> ocp.CheckpointManagerOptions:
     latest = checkpoint_managers.LatestN(keep_latest)
     best = checkpoint_managers.BestN(
         get_metric_fn=lambda metrics: -metrics[METRIC], n=keep_best, keep_checkpoints_without_metrics=False
@@ -60,20 +62,26 @@ def _options(keep_latest: int, keep_best: int, read_only: bool) -> ocp.Checkpoin
         read_only=read_only,
         create=not read_only,
         cleanup_tmp_directories=not read_only,
+        todelete_subdir=removed,
         enable_async_checkpointing=not read_only,
         multiprocessing_options=_alone() if read_only else ocp.options.MultiprocessingOptions(),
     )
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves notices of preemption to `interruption`, which asks JAX for them with numbers of its own.
+    """Waits for its clean-up at the end, and leaves notices of preemption to `interruption`.
 
-    JAX settles the step at which all processes stop by the numbers that it is asked with. Were Orbax to ask with
-    its steps in between, a notice that comes during a save would be settled on a number that never comes.
+    `interruption` asks JAX for them with numbers of its own, and JAX settles the step at which all processes stop by
+    the numbers that it is asked with. Were Orbax to ask with its steps in between, a notice that comes during a save
+    would be settled on a number that never comes.
     """
 
     def reached_preemption(self, step: int) -> bool:
         return False
+
+    def close(self) -> None:
+        self._maybe_await_cleanup_tmp_directory()  # else only a save waits for it
+        super().close()
 
 
 def _alone() -> Any:
@@ -84,15 +92,21 @@ def _alone() -> Any:
     )
 
 
-def _manager(folder: Any, keep_latest: int = 1, keep_best: int = 1, read_only: bool = False) -> Any:
+def _manager(
+    folder: Any,
+    keep_latest: int = 1,
+    keep_best: int = 1,
+    read_only: bool = False,
+    removed: str | None = None,
+) -> Any:
     with quiet.absl_warnings():
-        return _open(folder, keep_latest, keep_best, read_only)
+        return _open(folder, _options(keep_latest, keep_best, read_only, removed))
 
 
-def _open(folder: Any, keep_latest: int, keep_best: int, read_only: bool) -> Any:
+def _open(folder: Any, options: ocp.CheckpointManagerOptions) -> Any:
     return _Manager(
         folder,
-        options=_options(keep_latest, keep_best, read_only),
+        options=options,
         item_names=("state", "position", "model"),
         item_handlers={
             "state": ocp.PyTreeCheckpointHandler(),
@@ -128,7 +142,8 @@ class Checkpointer:
         steps = root / STEPS
         self._uploaded = uploaded.UploadedSteps(steps) if uploaded.is_needed(steps) else None
         self._steps = self._uploaded.folder if self._uploaded else steps
-        self._manager = _manager(self._steps, keep_latest, keep_best)
+        removed = uploaded.REMOVED if self._uploaded else None
+        self._manager = _manager(self._steps, keep_latest, keep_best, removed=removed)
 
     @property
     def latest_step(self) -> int | None:

@@ -23,6 +23,8 @@ from inranker_jax.interruption import is_running
 from inranker_jax.progress import announce
 
 MARKER = "commit_success.txt"
+REMOVED = "removed"
+"""Where Orbax moves steps that it removes, at once: deleted file by file, half of one might be uploaded as a whole."""
 _SECONDS = 0.5
 
 
@@ -159,11 +161,13 @@ class UploadedSteps:
             paths.remove(self._remote / str(step) / MARKER)
             paths.remove(self._remote / str(step))
             self._there.discard(step)
+        for moved in self.folder.glob(f"{REMOVED}/*"):
+            shutil.rmtree(moved)
 
     def _upload(self, step: int) -> None:
         with tempfile.TemporaryDirectory(prefix=".uploading-", dir=self.folder.parent) as kept:
             try:
-                # Links keep the files should Orbax remove the step meanwhile.
+                # Links keep the files should Orbax move the step away meanwhile.
                 shutil.copytree(self.folder / str(step), pathlib.Path(kept, "step"), copy_function=os.link)
             except (FileNotFoundError, shutil.Error):
                 if (self.folder / str(step)).exists():

@@ -131,7 +131,7 @@ def test_a_crash_is_restarted_and_bad_input_is_not(machine: Machine) -> None:
 
 def test_bad_input_of_one_process_is_not_restarted_whoever_fails_first(machine: Machine) -> None:
     text = "echo x >> tries; [ $JAX_PROCESS_ID = 0 ] && exit 134; sleep 0.5; exit 2"
-    done = machine.launch(SCRIPT, "2", "--restarts=3", "--grace=5", *shell(text))
+    done = machine.launch(SCRIPT, "2", "--restarts=3", "--grace=60", *shell(text))
     assert done.returncode == 134
     assert (machine.folder / "tries").read_text() == "x\nx\n"
 
@@ -210,7 +210,7 @@ def test_the_others_have_time_to_save_when_one_was_stopped(machine: Machine) -> 
 def test_logs_lie_apart_and_are_continued(machine: Machine) -> None:
     text = "echo out $JAX_PROCESS_ID; echo err >&2; exit $JAX_PROCESS_ID"
     for _ in range(2):
-        done = machine.launch(SCRIPT, "2", "--log_dir=a b/logs", "--grace=1", *shell(text))
+        done = machine.launch(SCRIPT, "2", "--log_dir=a b/logs", "--grace=60", *shell(text))
         assert (done.returncode, done.stdout) == (1, "")
     logs = [machine.folder / "a b" / "logs" / f"process_{index}.log" for index in range(2)]
     assert [log.read_text() for log in logs] == ["out 0\nerr\n" * 2, "out 1\nerr\n" * 2]

@@ -104,6 +104,26 @@ def test_a_torn_upload_is_removed_and_never_restored(s3: Any, tokenizer: Any) ->
     again.close()
 
 
+def test_a_step_that_orbax_removes_leaves_the_folder_at_once_and_whole(
+    s3: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it deleted file by file, an upload that begins meanwhile could take half of it for all."""
+    monkeypatch.setattr(uploaded, "_SECONDS", 600)
+    run = open_run(tokenizer, RUN)
+    run.save(1, state(1), {"step": 1}, 0.5)
+    run._manager.wait_until_finished()
+    steps = pathlib.Path(run._steps)
+    files = paths.names_below(steps / "1")
+    run.save(2, state(2), {"step": 2}, 0.4)
+    run._manager.wait_until_finished()
+    assert not (steps / "1").exists()
+    assert paths.names_below(steps / uploaded.REMOVED / "1") == files
+    run.wait()
+    assert not list((steps / uploaded.REMOVED).iterdir())
+    assert uploaded.complete_steps(paths.of(RUN) / "checkpoints") == [2]
+    run.close()
+
+
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(InputError, match=r"several processes .*gs://"):
