@@ -125,7 +125,7 @@ setup(
         "teachers": TEACHERS,
         "train": TRAIN,
         "dev": DEV,
-        "tpu_compiler": TPU_COMPILER,
+        "tpu-compiler": TPU_COMPILER,
         "tpu": ["jax[tpu]>=0.10.2,<0.13", *GCS],  # the runs of TPU slices are kept in buckets
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
         "beam": BEAM,

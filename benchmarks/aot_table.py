@@ -1,6 +1,6 @@
 """The table of docs/pods.md: what each size of student needs on each slice of TPUs, by the real TPU compiler.
 
-    pip install -e '.[train,tpu_compiler]'
+    pip install -e '.[train,tpu-compiler]'
     python benchmarks/aot_table.py                            # everything; hours, and 10 GiB for the 3B steps
     python benchmarks/aot_table.py --sizes=60m --slices=v5e-4 --steps=score
     python benchmarks/aot_table.py --report_only              # docs/pods.md anew from what is there

@@ -6,7 +6,7 @@
     python -m inranker_jax.compile --gin_file=gin/small_synth.gin --topology=cpu:8
 
 The gin files and `--gin.NAME=VALUE` are those of `train`; what only names data or folders need not be set. With libtpu
-(`pip install 'inranker_jax[tpu_compiler]'`) it is the compiler that real TPUs use: what it refuses, they refuse. See
+(`pip install 'inranker_jax[tpu-compiler]'`) it is the compiler that real TPUs use: what it refuses, they refuse. See
 docs/pods.md.
 """
 

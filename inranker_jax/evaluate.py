@@ -66,7 +66,7 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings, processes: 
             if interruption.requested:
                 raise KeyboardInterrupt(interruption.exit_status)
 
-        paths.check_reachable(flags.output_dir)
+        paths.make_output_folder(flags.output_dir)
         names = find_datasets(flags.beir_dir, flags.datasets)
         runs = _files_of("--runs", flags.runs, names)
         qrels = _files_of("--qrels", flags.qrels, names)

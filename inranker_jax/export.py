@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from inranker_jax import quiet
 from inranker_jax.errors import InputError
 
 FORMATS = ("huggingface", "t5x")
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--scan_layers", action="store_true", help="t5x: layers stacked, for networks of examples/scalable_t5"
     )
     flags = parser.parse_args(arguments)
+    quiet.libraries()
     try:
         if flags.format == "t5x":
             if flags.max_shard_gb is not None:

@@ -84,6 +84,26 @@ def _file_system(path: PathType) -> tuple[Any, str]:
     return cast("tuple[Any, str]", fsspec.core.url_to_fs(os.fspath(path)))
 
 
+def make_output_folder(folder: PathType) -> None:
+    """Makes a folder that results go to, so that one which cannot be made is told before any work; a bucket has none.
+
+    Raises:
+      InputError: it cannot be made or written to.
+    """
+    check_reachable(folder)
+    if is_remote(folder):
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError.at(
+            folder, None, f"this cannot be an output folder ({error.strerror})", "a folder, new or there already",
+            "Choose one that you may write to",
+        ) from error  # fmt: skip
+
+
 def check_reachable(path: PathType) -> None:
     """Asks a store for a remote path once, so that a wrong bucket or missing rights are told before any work.
 

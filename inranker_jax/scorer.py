@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inranker_jax import compilation_cache
+from inranker_jax import compilation_cache, quiet
 from inranker_jax.errors import InputError
 from inranker_jax.models.config import Compute, T5Config
 from inranker_jax.models.t5 import abstract_params, apply, check_params, logical_axes
@@ -161,6 +161,7 @@ class Reranker:
         # Before the weights, which may take minutes.
         chosen = preset(contract) if isinstance(contract, str) else contract
         layout = Layout.of(layout)
+        quiet.without_a_tpu()
         compilation_cache.enable()
         loaded = load_model(path_or_hub_id)
         if loaded.tokenizer is None:

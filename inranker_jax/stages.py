@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from inranker_jax import locks
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
 from inranker_jax.progress import announce, clock
@@ -111,7 +112,8 @@ def run_stages(
       StageFailed: a stage did not end with status 0, or a signal arrived.
       InputError: the record cannot be read, a finished stage had another command, or another process is at work.
     """
-    with _held(record.with_name(f".{record.name}.lock")) as lock:
+    who = "another command (or a stage that one left behind)"
+    with locks.held(record.with_name(f".{record.name}.lock"), who, _PATIENCE_SECONDS) as lock:
         entries = _read(record)
         _check_fixed(stages, entries, record)
         for position, stage in enumerate(stages):
@@ -203,31 +205,6 @@ def _wait(command: Sequence[str], interruption: Interruption, lock: int) -> int:
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
                 raise
-
-
-@contextlib.contextmanager
-def _held(path: pathlib.Path) -> Iterator[int]:
-    """Holds a lock file, of whose descriptor the stages get a copy; the system frees it with the last of them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            yield file.fileno()
-            return
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise InputError.at(
-                        path.parent, None, "another command (or a stage that one left behind) is at work there",
-                        remedy="Wait until it has ended, or stop it; or choose another output folder",
-                    ) from None  # fmt: skip
-                time.sleep(0.2)
-        yield file.fileno()
 
 
 def _stamp(path: str) -> str | None:

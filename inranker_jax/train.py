@@ -29,6 +29,7 @@ from inranker_jax import (
     compilation_cache,
     configuration,
     distributed,
+    locks,
     manifest,
     optimizers,
     paths,
@@ -150,7 +151,10 @@ def train(
       NonFiniteLossError: the loss or gradient of a batch is not finite.
       SystemExit: SIGTERM or Ctrl-C arrived; everything was saved.
     """
-    paths.check_reachable(model_dir)
+    check_periods(
+        validation_period=validation_period, checkpoint_period=checkpoint_period, log_every=log_every
+    )
+    paths.make_output_folder(model_dir)
     uploaded.check_processes(model_dir)
     distributed.check_shared(model_dir)
     phases = Phases(started)
@@ -158,6 +162,8 @@ def train(
     with contextlib.ExitStack() as stack:
         hangs = watchdog.Watchdog(phases, hang_seconds, hang_factor, process, hang_exit_seconds)
         stack.enter_context(hangs)
+        if process[0] == 0 and not paths.is_remote(model_dir):
+            stack.enter_context(locks.held(f"{model_dir}/.lock", "another training"))
         # ---- data registry: TensorFlow and SeqIO are imported here, and nowhere earlier ----------------------
         from inranker_jax import data
 
@@ -343,6 +349,20 @@ def train(
     if final_report and jax.process_index() == 0:
         final_report(model_dir, student.config, student.contract, student.tokenizer, choose().make_params())
     distributed.barrier("the end of training")
+
+
+def check_periods(**periods: int) -> None:
+    """Checks parameters that say every how many steps something is done.
+
+    Raises:
+      InputError: one is not positive.
+    """
+    for name, value in periods.items():
+        if value < 1:
+            raise InputError(
+                f"train.{name} = {value}: expected a number of steps, 1 or more. For none on the way take one beyond "
+                "the last step; for no validation at all bind train.validation_split = None."
+            )
 
 
 def stored_position(

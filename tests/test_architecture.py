@@ -45,6 +45,7 @@ ROWS = (
             "quiet",
             "flags",
             "stages",
+            "locks",
             "packing",
             "compilation_cache",
             "distributed",

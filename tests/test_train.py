@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from inranker_jax import train, trainer
+from inranker_jax import locks, train, trainer
 from inranker_jax.checkpoints import load_model, native
 from inranker_jax.models import initialisers
 from tests import tiny_run
@@ -54,6 +55,27 @@ def test_a_run_reports_and_leaves_what_explains_it(uninterrupted):
     assert manifest["sessions"][0]["versions"]["jax"] == jax.__version__
     assert "TRAIN_STEPS = 12" in (output / "config.gin").read_text()
     assert native.load_parts(str(output))[0].contract.name == "monot5"
+
+
+@pytest.mark.parametrize("name", ["validation_period", "checkpoint_period", "log_every"])
+def test_periods_are_checked_at_once(setting, tmp_path, capsys, name):
+    assert train.main(flags(setting, tmp_path / "run", f"--gin.train.{name}=0")) == 2
+    assert f"train.{name} = 0: expected a number of steps, 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_told_at_once(setting, tmp_path, capsys):
+    (tmp_path / "run").write_text("x")
+    assert train.main(flags(setting, tmp_path / "run")) == 2
+    assert "this cannot be an output folder (File exists)" in capsys.readouterr().err
+
+
+def test_a_second_training_in_a_folder_is_refused(setting, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.locks, "held", functools.partial(locks.held, patience=0.3))
+    with locks.held(tmp_path / "run" / ".lock"):
+        assert train.main(flags(setting, tmp_path / "run")) == 2
+    assert f"another training is at work there (process {os.getpid()} on " in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_tensorboard_holds_the_scalars(uninterrupted):

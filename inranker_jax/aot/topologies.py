@@ -33,7 +33,7 @@ _CUBIC = (
 )
 _SHAPES = {"v4": _CUBIC, "v5e": _FLAT, "v5p": _CUBIC, "v6e": _FLAT}
 _OTHER_NAMES = {"v5litepod": "v5e"}
-PIP_LINE = "pip install 'inranker_jax[tpu_compiler]' (or: pip install libtpu==0.0.51)"
+PIP_LINE = "pip install 'inranker_jax[tpu-compiler]' (or: pip install libtpu==0.0.51)"
 
 # libtpu asks for these of a machine with TPUs; without them it complains on standard error.
 _DESCRIBED = {

@@ -88,7 +88,7 @@ def test_other_names_are_one_clear_error(text: str, message: str) -> None:
 def test_without_libtpu_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "libtpu", None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    with pytest.raises(InputError, match=r"pip install 'inranker_jax\[tpu_compiler\]'"):
+    with pytest.raises(InputError, match=r"pip install 'inranker_jax\[tpu-compiler\]'"):
         topologies.describe("v5e:2x2")
 
 
