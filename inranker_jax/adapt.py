@@ -13,12 +13,13 @@ summary says so.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from inranker_jax.corpora.label_folder import LabelFolder
@@ -26,12 +27,12 @@ from inranker_jax.data.shares import query_share
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.flags import Parser, commas, positive, run_main
 from inranker_jax.interruption import Interruption
-from inranker_jax.labeling.teachers import check_path, parse_spec
+from inranker_jax.labeling.teachers import check_model, check_path, parse_spec
 from inranker_jax.progress import announce, clock
 from inranker_jax.query_generation.secret import check_url
 from inranker_jax.records import atomic_text
 from inranker_jax.retrieval.words import check_language
-from inranker_jax.stages import Outcome, Stage, StageFailed, recorded_command, run_stages
+from inranker_jax.stages import Outcome, Stage, StageFailed, is_finished, recorded_command, run_stages
 
 STAGES = ("queries", "candidates", "labels", "verify", "train", "export", "evaluate_before", "evaluate")
 # How long the thesis warms up: 20,000 of 329,000 steps (section 4.1).
@@ -403,9 +404,37 @@ def _check_inputs(flags: argparse.Namespace) -> None:
     check_language(flags.language)
 
 
+def _check_models(flags: argparse.Namespace, record: pathlib.Path) -> None:
+    """Looks for the models of stages that are still to come, before the first stage costs anything.
+
+    Raises:
+      InputError: the teacher or the student is no model that could be opened.
+    """
+    needed = [
+        name for name in ("labels", "train") if name not in flags.skip and not is_finished(record, name)
+    ]
+    if "labels" in needed:
+        with _about("--teacher"):
+            check_model(parse_spec(flags.teacher))
+    if "train" in needed and flags.student:
+        from inranker_jax import checkpoints  # and JAX, which the stages import for themselves
+
+        with _about("--student"):
+            checkpoints.check_model(flags.student)
+
+
+@contextlib.contextmanager
+def _about(flag: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from error
+
+
 def adapt(flags: argparse.Namespace, extra: dict[str, list[str]], interruption: Interruption) -> int:
     """Runs the stages and prints the summary. Returns the exit status."""
     output = pathlib.Path(flags.output_dir)
+    _check_models(flags, output / RECORD)
     output.mkdir(parents=True, exist_ok=True)
     if _titles_are_queries(flags):
         announce("queries: titles (or first sentences) of the documents; no language model writes any.")

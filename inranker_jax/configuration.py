@@ -9,13 +9,20 @@ a plain function; they get their gin names here.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import difflib
 import importlib
+import inspect
+import io
+import json
 import os
 import pathlib
 import re
+import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import IO, Any
+import tokenize
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from inranker_jax import paths
 from inranker_jax.errors import InputError, did_you_mean
@@ -71,24 +78,58 @@ def find_gin_file(name: str, search_paths: Sequence[str] = ()) -> str:
     """Finds a gin file by path, below the search paths, or among the shipped files.
 
     Raises:
-      InputError: there is no such file; the message lists the shipped ones.
+      InputError: there is no such file; the message suggests one, or lists those of its folder.
     """
-    shipped = shipped_gin_folder()
-    for folder in ["", *search_paths, str(shipped.parent), str(shipped)]:
+    for folder in _places(search_paths):
         path = name if paths.is_remote(name) else os.path.join(folder, name)
         if _is_file(path):
             return path
-    known = sorted(str(path.relative_to(shipped)) for path in shipped.rglob("*.gin"))
-    hint = did_you_mean(name.removeprefix("gin/"), known)
-    raise InputError(f"no gin file {name!r}.{hint} Shipped files, as gin/NAME: {', '.join(known)}.")
+    raise InputError(f"no gin file {name!r}.{_similar_files(name, search_paths)}")
+
+
+def _places(search_paths: Sequence[str]) -> list[str]:
+    shipped = shipped_gin_folder()
+    return ["", *search_paths, str(shipped.parent), str(shipped)]
+
+
+def _similar_files(name: str, search_paths: Sequence[str]) -> str:
+    """The gin file that was meant, else a list of those in its folder, else of all that are shipped."""
+    folder, base = os.path.split(name)
+    local = [place for place in _places(search_paths) if not paths.is_remote(os.path.join(place, folder))]
+    beside = sorted(
+        {
+            os.path.join(folder, path.name)
+            for place in local
+            for path in pathlib.Path(place, folder).glob("*.gin")
+        }
+    )
+    root = shipped_gin_folder()
+    shipped = sorted(f"gin/{path.relative_to(root).as_posix()}" for path in root.rglob("*.gin"))
+    # Folders and suffixes are the same in all, so only the files' own names are compared.
+    stems = {os.path.basename(path).removesuffix(".gin"): path for path in [*shipped, *beside]}
+    close = difflib.get_close_matches(base.removesuffix(".gin"), stems, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {stems[close[0]]!r}?"
+    if beside and folder not in ("", "gin"):
+        return f" Gin files in {folder}: {', '.join(os.path.basename(path) for path in beside)}."
+    return (
+        f" Shipped files: {', '.join(shipped)}. Files of your own are looked for in --gin_search_paths too."
+    )
 
 
 def _is_file(path: str) -> bool:
     return paths.of(path).is_file() if paths.is_remote(path) else os.path.isfile(path)
 
 
-def _open(path: str) -> IO[str]:
-    return open(paths.local_copy(path), encoding="utf-8")
+def _read(path: str) -> str:
+    try:
+        return pathlib.Path(paths.local_copy(path)).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError.at(path, None, "not text in UTF-8", "a gin file") from error
+    except OSError as error:
+        raise InputError.at(
+            path, None, error.strerror or str(error), "a gin file that may be read"
+        ) from error
 
 
 def split_gin_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -157,25 +198,164 @@ def parse_gin(
     """
     _register(names)
     gin.clear_config()
-    for folder in [*search_paths, str(shipped_gin_folder().parent), str(shipped_gin_folder())]:
-        gin.add_config_file_search_path(folder)
-    found = [find_gin_file(name, search_paths) for name in files]
+    sources = _Sources(search_paths)
+    for name in files:
+        sources.add_file(find_gin_file(name, search_paths), name)
+    given = [f"{name} = {value!r}" for name, value in (macros or {}).items() if value is not None]
+    _check_macros([*given, *bindings], sources)
+    for binding in [*given, *bindings]:
+        sources.add_binding(binding)
+    # gin reads what was read here. Its own readers take a folder `runs/` of the user's for a package, and fail on it.
+    gin.config._LOCATION_PREFIXES[:] = [""]
+    gin.config._FILE_READERS[:] = [(sources.open, sources.found.__contains__)]
+    place = ""
     try:
-        given = [f"{name} = {value!r}" for name, value in (macros or {}).items() if value is not None]
-        # Plain files only: gin's other reader takes a folder `runs/` of the user's for a package, and fails on it.
-        gin.config._FILE_READERS[:] = [(_open, _is_file)]
-        gin.parse_config_files_and_bindings(found, [], finalize_config=False)
-        _check_macros([*given, *bindings])
-        gin.parse_config([*given, *bindings])
-        _check_meanings()
-    except (ValueError, SyntaxError, OSError, TypeError) as error:
-        raise InputError(_explain(error, bindings)) from error
+        gin.parse_config_files_and_bindings(files, [], finalize_config=False)
+        for binding in [*given, *bindings]:
+            place = f"--gin.{binding}"
+            gin.parse_config(binding)
+    except (ValueError, TypeError, LookupError, ImportError) as error:
+        raise InputError(_explain(error, place)) from error
+    _check_meanings(sources)
+    _check_use(sources)
     _check_required()
 
 
-def _check_macros(bindings: Sequence[str]) -> None:
+class _Text(io.StringIO):
+    """A gin file's text; gin's messages name the file by `name`."""
+
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(text)
+        self.name = path
+
+
+@dataclasses.dataclass
+class _Sources:
+    """Gin files, with all that they include, and bindings: read once, before gin binds anything.
+
+    Attributes:
+      search_paths: see `find_gin_file`.
+      found: a file's name as given or included -> its path.
+      texts: path -> text.
+      defined: macro, with its scopes -> the `file:line` that defines it first.
+      referred: macros that a file or a binding refers to, as %NAME.
+    """
+
+    search_paths: Sequence[str] = ()
+    found: dict[str, str] = dataclasses.field(default_factory=dict)
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
+    defined: dict[str, str] = dataclasses.field(default_factory=dict)
+    referred: set[str] = dataclasses.field(default_factory=set)
+
+    def add_file(self, path: str, name: str, within: tuple[str, ...] = ()) -> None:
+        """Reads a file and all that it includes.
+
+        Raises:
+          InputError: naming file and line, for what cannot be read, is not there, or includes itself.
+        """
+        self.found[name] = path
+        self.texts[path] = text = _read(path)
+        try:
+            for statement in self._statements(_Text(path, text)):
+                place = f"{path}:{statement.location.line_num}"
+                if macro := _macro_of(statement):
+                    self.defined.setdefault(macro, place)
+                if hasattr(statement, "filename"):
+                    self._include(statement.filename, place, (*within, path))
+        except (SyntaxError, tokenize.TokenError) as error:
+            raise _unreadable(path, error) from error
+
+    def _include(self, name: str, place: str, within: tuple[str, ...]) -> None:
+        try:
+            path = find_gin_file(name, self.search_paths)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        if path in within:
+            raise InputError(f"{place}: {name!r} includes itself. Take one of the includes out.")
+        self.add_file(path, name, within)
+
+    def add_binding(self, binding: str) -> None:
+        """Reads one binding of the command line.
+
+        Raises:
+          InputError: naming the binding, when it cannot be read.
+        """
+        try:
+            list(self._statements(io.StringIO(binding)))
+        except (SyntaxError, tokenize.TokenError) as error:
+            raise _unreadable_binding(binding) from error
+
+    def _statements(self, source: io.StringIO) -> Iterator[Any]:
+        yield from gin.config.config_parser.ConfigParser(source, self)
+
+    def open(self, name: str) -> _Text:
+        """For gin: the file of that name."""
+        return _Text(self.found[name], self.texts[self.found[name]])
+
+    def macro(self, name: str) -> None:
+        """For gin's parser: %NAME. A scoped %a/b takes what is bound to `a` where `a/b` has nothing."""
+        parts = name.split("/")
+        self.referred.update("/".join(parts[:length]) for length in range(1, len(parts) + 1))
+
+    def configurable_reference(self, name: str, evaluate: bool) -> None:
+        """For gin's parser: @NAME, which with @NAME/macro() is another way to write %NAME."""
+        scope, _, selector = name.rpartition("/")
+        if selector in ("macro", "gin.macro"):
+            self.macro(scope)
+
+
+def _macro_of(statement: Any) -> str | None:
+    """The macro that a statement of a gin file defines: NAME, scope/NAME, or None."""
+    if not hasattr(statement, "arg_name"):
+        return None
+    scope, selector = statement.scope, statement.selector
+    if not statement.arg_name:
+        return f"{scope}/{selector}" if scope else selector
+    return scope if selector in ("macro", "gin.macro") else None
+
+
+_VALUES = (
+    "a Python literal (a number, True, False, None, a quoted string, or a list, tuple or dict of these), "
+    "@FUNCTION or %MACRO"
+)
+
+
+def _unreadable(path: str, error: SyntaxError | tokenize.TokenError) -> InputError:
+    """The error for a gin file that cannot be parsed."""
+    if not isinstance(error, SyntaxError):
+        return InputError.at(path, None, "a bracket or a string is not closed at the end of the file")
+    token = re.search(r"Failed to parse token '(.*)'", error.msg, re.DOTALL)
+    if token:
+        problem, remedy = _not_a_value(token[1], json.dumps(token[1], ensure_ascii=False))
+        return InputError.at(path, error.lineno, problem, _VALUES, remedy)
+    expected = _VALUES if "parse value" in error.msg else "NAME = VALUE, with brackets around several lines"
+    problem = f"{error.msg.strip().rstrip('.')}: {(error.text or '').strip()}"
+    return InputError.at(path, error.lineno, problem, expected)
+
+
+def _unreadable_binding(binding: str) -> InputError:
+    """The error for a binding of the command line that cannot be parsed."""
+    name, _, value = (part.strip() for part in binding.partition("="))
+    if not re.fullmatch(r"[\w./]+", name):
+        expected = "--gin.NAME=VALUE, where NAME is a macro or FUNCTION.ARGUMENT"
+        return InputError.at(f"--gin.{binding}", None, f"{name!r} is not a name", expected)
+    quoted = shlex.quote(json.dumps(value, ensure_ascii=False))
+    problem, remedy = _not_a_value(value, f"--gin.{name}={quoted}")
+    return InputError.at(f"--gin.{binding}", None, problem, _VALUES, remedy.replace("quotes", "inner quotes"))
+
+
+def _not_a_value(value: str, quoted: str) -> tuple[str, str]:
+    """What is wrong with a value, and what to write in its place."""
+    problem = f"{value or 'nothing'} is not a value"
+    constant = did_you_mean(value, ("True", "False", "None")).strip()
+    if constant or not re.fullmatch(r"[A-Za-z_/.~][^()@%'\"\[\]{}]*", value):
+        return problem, constant
+    return problem, f"A string needs quotes: {quoted}"
+
+
+def _check_macros(bindings: Sequence[str], sources: _Sources) -> None:
     """Raises InputError for a binding of a macro that no file has: gin itself would take it and use it nowhere."""
-    known = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
+    known = sources.defined
     for binding in bindings:
         name = binding.partition("=")[0].strip()
         if re.fullmatch(r"\w+", name) and name not in known:
@@ -185,6 +365,27 @@ def _check_macros(bindings: Sequence[str]) -> None:
             raise InputError(
                 f"--gin.{name}: no gin file has a macro of that name.{why}{did_you_mean(name, known)} "
                 f"Macros: {', '.join(sorted(known)) or 'none'}. Other values are set as --gin.FUNCTION.ARGUMENT=VALUE."
+            )
+
+
+def _check_use(sources: _Sources) -> None:
+    """Raises InputError for a macro of a file to which nothing refers, such as a misspelt one.
+
+    Macros of the shipped files may stand anywhere: which of them are in use depends on the mesh and the like.
+    """
+    idle = [name for name in sources.defined if name not in sources.referred]
+    if not idle:
+        return
+    shipped = _Sources()
+    for path in shipped_gin_folder().rglob("*.gin"):
+        shipped.add_file(str(path), str(path))
+    for name in idle:
+        if name not in shipped.defined:
+            used = sorted(sources.referred & {*sources.defined, *shipped.defined})
+            raise InputError(
+                f"{sources.defined[name]}: nothing refers to the macro {name}, so it sets nothing."
+                f"{did_you_mean(name, used)} Correct the name, take the line out, or refer to it: "
+                f"FUNCTION.ARGUMENT = %{name}. Macros in use: {', '.join(used) or 'none'}."
             )
 
 
@@ -201,23 +402,26 @@ _WITHOUT_MEANING = {
 }
 
 
-def _check_meanings() -> None:
+def _check_meanings(sources: _Sources) -> None:
     """Raises InputError for a macro of T5X that a gin file sets and that would do nothing here."""
-    for scope, selector in gin.config._CONFIG:
-        if selector == "gin.macro" and scope in _WITHOUT_MEANING:
+    for name, place in sources.defined.items():
+        if name in _WITHOUT_MEANING:
             raise InputError(
-                f"{scope} is T5X's and does nothing here: {_WITHOUT_MEANING[scope]}. Take the line out."
+                f"{place}: {name} is T5X's and does nothing here: {_WITHOUT_MEANING[name]}. Take the line out."
             )
 
 
-def _explain(error: Exception, bindings: Sequence[str]) -> str:
-    text = str(error).strip()
-    unknown = re.search(r"No configurable matching (?:reference )?['\"]@?([^'\"()]+)", text)
-    hint = did_you_mean(unknown[1], CONFIGURABLES) if unknown else ""
-    quotes = ""
-    if any(re.fullmatch(r"[^=]+=[A-Za-z_/][^()@%]*", binding) for binding in bindings):
-        quotes = ' A string on the command line needs inner quotes: --gin.NAME=\\"value\\".'
-    return f"gin: {text}{hint}{quotes}"
+def _explain(error: Exception, place: str) -> str:
+    """What gin refused, at `place` or in the file that gin names, and what may have been meant."""
+    text = str(error)
+    where = re.search(r'\n  In file "(.*)", line (\d+)\n', text)
+    problem = re.split(r"\n  In (?:file|bindings string)", text)[0].strip().strip('"')
+    unknown = re.search(r"No configurable matching (?:reference )?['\"]@?([^'\"()]+)", problem)
+    hint = did_you_mean(unknown[1], [*CONFIGURABLES, "train"]) if unknown else ""
+    if parameter := re.search(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", problem):
+        options = sorted(inspect.signature(gin.config._REGISTRY.get_match(parameter[1]).wrapped).parameters)
+        hint = did_you_mean(parameter[2], options) or f" Parameters: {', '.join(options)}."
+    return f"{place or (f'{where[1]}:{where[2]}' if where else 'gin')}: {problem}{hint}"
 
 
 def _check_required() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from os import PathLike
 
@@ -31,20 +32,38 @@ class InputError(ValueError):
 
         Returns:
           The error, to be raised by the caller.
+
+        >>> print(InputError.at("a.jsonl", 3, "no 'text'; did you mean 'txt'?", "a string"))
+        a.jsonl:3: no 'text'; did you mean 'txt'? Expected a string.
         """
         place = f"{path}:{line}" if line is not None else f"{path}"
-        parts = [f"{place}: {problem}."]
-        if expected:
-            parts.append(f"Expected {expected}.")
-        if remedy:
-            parts.append(remedy if remedy.endswith(".") else f"{remedy}.")
-        return cls(" ".join(parts))
+        parts = [f"{place}: {problem}", f"Expected {expected}" if expected else "", remedy]
+        return cls(" ".join(sentence(part) for part in parts if part))
 
 
 class PeersError(InputError):
     """The other processes were not reached in time. Another try may find them, and launchers make one at 75."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def sentence(text: str) -> str:
+    """Ends words with a full stop, unless they end as a sentence does.
+
+    >>> sentence("Check the path"), sentence("Did you mean 'run.trec'?")
+    ('Check the path.', "Did you mean 'run.trec'?")
+    """
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def json_problem(error: json.JSONDecodeError) -> str:
+    """What is wrong with one line of JSON, and where in it.
+
+    >>> try: json.loads('{"a": "b')
+    ... except json.JSONDecodeError as error: print(json_problem(error))
+    not JSON (Unterminated string starting at column 7)
+    """
+    return f"not JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

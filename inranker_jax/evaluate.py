@@ -66,10 +66,11 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings, processes: 
             if interruption.requested:
                 raise KeyboardInterrupt(interruption.exit_status)
 
-        paths.make_output_folder(flags.output_dir)
         names = find_datasets(flags.beir_dir, flags.datasets)
         runs = _files_of("--runs", flags.runs, names)
         qrels = _files_of("--qrels", flags.qrels, names)
+        if processes.is_first or not flags.bm25_only:
+            paths.make_output_folder(flags.output_dir)
         model = None if flags.bm25_only else _load_model(flags.checkpoint, processes)
         if model is None and not processes.is_first:
             announce("without a model, process 0 does all of the work")

@@ -28,7 +28,14 @@ from inranker_jax.labeling import import_export
 from inranker_jax.labeling.job import ENSEMBLE, LabelJob, Settings
 from inranker_jax.labeling.processes import PeerStopped, Processes
 from inranker_jax.labeling.sampling import Sampling
-from inranker_jax.labeling.teachers import GRAMMAR, check_path, open_teacher, parse_spec, parse_weights
+from inranker_jax.labeling.teachers import (
+    GRAMMAR,
+    check_model,
+    check_path,
+    open_teacher,
+    parse_spec,
+    parse_weights,
+)
 from inranker_jax.progress import announce, clock
 
 _MODES = ("import_tsv", "import_jsonl", "export_tsv", "export_jsonl")
@@ -154,6 +161,8 @@ def label(given: argparse.Namespace, interruption: Interruption) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     processes = Processes.join(given)
     with processes.ending_together(announce, interruption):
+        for spec in specs:
+            check_model(spec)
         job = LabelJob(
             settings_of(given, processes), announce=announce, stopping=lambda: interruption.requested
         )
@@ -177,7 +186,8 @@ def label(given: argparse.Namespace, interruption: Interruption) -> None:
 def _report(job: LabelJob, complete: bool, output_dir: str) -> None:
     cost = job.info()["cost"]
     dollars = "" if cost["usd"] is None or not cost["seconds"] else f", ${cost['usd']:.2f}"
-    print(f"scored {job.scored:,} pairs; all sessions so far: {clock(cost['seconds'])}{dollars}")
+    there = ": all labels were there already" if complete and not job.scored else ""
+    print(f"scored {job.scored:,} pairs{there}; all sessions so far: {clock(cost['seconds'])}{dollars}")
     if complete:
         print(f"labels of {', '.join(job.info()['teachers'])} are complete in {output_dir}")
     else:

@@ -221,6 +221,11 @@ def recorded_command(record: pathlib.Path, stage: str) -> list[str]:
     return list(_read(record).get(stage, {}).get("command", []))
 
 
+def is_finished(record: pathlib.Path, stage: str) -> bool:
+    """Whether a stage has ended well, with whatever command."""
+    return bool(_read(record).get(stage, {}).get("finished"))
+
+
 def _read(record: pathlib.Path) -> dict[str, Any]:
     if not record.exists():
         return {}

@@ -131,11 +131,25 @@ default_runtime() {
   esac
 }
 
+# Google may rent more than is known here, so this only warns. v4 and v5p count cores, two of each chip.
+warn_of_size() {
+  local size=${1##*-} sizes
+  case $1 in
+    v5litepod-* | v6e-*) sizes="1, 4, 8, 16, 32, 64, 128, 256" ;;
+    v4-* | v5p-*) sizes="8, 16, 32, 64, and multiples of 128" ;;
+    *) return 0 ;;
+  esac
+  [[ ", $sizes," != *", $size,"* ]] || return 0
+  [[ $sizes != *128 || ! $size =~ ^[1-9][0-9]{0,5}$ ]] || ((size % 128)) || return 0
+  say "warning: --accelerator_type=$1: no size of ${1%-*} that is known here: $sizes."
+}
+
 creation_arguments() {
   local kind=${FLAG[accelerator_type]} version=${FLAG[runtime_version]}
   require accelerator_type
   [[ $kind != v5e-* ]] || die "--accelerator_type=$kind: Cloud TPU calls it v5litepod-${kind#v5e-}."
   [[ -n $version ]] || version=$(default_runtime "$kind")
+  warn_of_size "$kind"
   CREATION=("--accelerator-type=$kind" "--runtime-version=$version")
   if ((FLAG[slices] > 1)); then
     CREATION+=("--node-count=${FLAG[slices]}" "--node-prefix=${FLAG[name]}")

@@ -22,6 +22,7 @@ from inranker_jax.flags import InputError
 from inranker_jax.labeling.import_export import import_jsonl
 from inranker_jax.models import T5Config, init_params
 from inranker_jax.prompts import Tokenizer, preset
+from inranker_jax.stages import Outcome
 from tests.tiny_vocabulary import write_spiece
 
 STAGES = [
@@ -200,3 +201,41 @@ def test_bad_flags_are_named(tmp_path, flag, message):
     given = [f"--corpus={tmp_path / 'corpus.jsonl'}", "--teacher=t", f"--output_dir={tmp_path / 'out'}", flag]
     with pytest.raises(InputError, match=re.escape(message)):
         adapt.Pipeline(*adapt.parse_flags(given)).stages()
+
+
+def test_a_model_that_is_not_there_is_told_before_the_first_stage(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(adapt, "run_stages", lambda *_: pytest.fail("a stage was started"))
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "a b c"}\n')
+    (tmp_path / "vocabulary").mkdir()
+    write_spiece(tmp_path / "vocabulary", size=300)
+    teacher, output = write_model(tmp_path / "teacher", tmp_path / "vocabulary", seed=1), tmp_path / "out"
+    (tmp_path / "runs" / "one" / "checkpoints").mkdir(parents=True)
+    given = [f"--corpus={tmp_path / 'corpus.jsonl'}", f"--output_dir={output}"]
+    for flags, message in (
+        (
+            ["--teacher=ex/nope"],
+            "--teacher: ex/nope: there is no folder of that name, it is not in the local",
+        ),
+        (["--teacher=cross-encoder:ex/nope"], "--teacher: ex/nope: no folder of that name is here"),
+        ([f"--teacher={tmp_path}/runs"], f"--teacher: {tmp_path}/runs: this folder is no checkpoint"),
+        ([f"--teacher=bi-encoder:{teacher}"], f"--teacher: {teacher}: it has no modules.json"),
+        ([f"--teacher={teacher}?contract=mono"], "preset 'mono'"),
+        ([f"--teacher={teacher}", "--student=ex/nope"], "--student: ex/nope: there is no folder"),
+        ([f"--teacher={teacher}", f"--student={tmp_path}/runs"], f"Did you mean '{tmp_path}/runs/one'?"),
+    ):
+        assert adapt.main([*given, *flags]) == 2
+        assert message in capfd.readouterr().err
+        assert not output.exists()
+
+
+def test_models_of_finished_stages_are_needed_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt, "run_stages", lambda *_: iter([Outcome("labels", "done before", 1.0, "")]))
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "a b c"}\n')
+    given = [f"--corpus={tmp_path / 'corpus.jsonl'}", "--teacher=ex/nope", f"--output_dir={tmp_path / 'out'}"]
+    given.append("--student=ex/nope")
+    assert adapt.main(given) == 2
+    assert adapt.main([*given, "--skip=labels,train"]) == 0
+    record = tmp_path / "out" / "adapt.json"
+    record.write_text(json.dumps({"stages": {name: {"finished": "then"} for name in ("labels", "train")}}))
+    assert adapt.main(given) == 0

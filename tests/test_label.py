@@ -49,7 +49,9 @@ def test_labels_by_a_run(settings: Settings, capsys: pytest.CaptureFixture[str])
         half = scores[pair.query_id, pair.document_id] / 4
         assert pair.logits == (-half, half)
     assert label.main(arguments(settings, teacher)) == 0
-    assert "scored 0 pairs" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "scored 0 pairs: all labels were there already;" in shown.out
+    assert "all 60 pairs are in the store already" in shown.err
 
 
 def test_a_run_with_two_scores_for_the_same_texts(
@@ -116,6 +118,7 @@ def test_a_signal_stops_between_chunks(
         return made[-1]
 
     monkeypatch.setattr(label, "open_teacher", opened)
+    monkeypatch.setattr(label, "check_model", lambda _: None)
     assert label.main(arguments(settings, "--teacher=fake=t5:x")) == 143
     assert "run the same command to go on" in capsys.readouterr().err
     assert made[0].closed
@@ -206,6 +209,50 @@ def test_a_path_that_is_not_there_is_told_before_sampling(
     assert "no such file or folder." in shown
     assert ("Did you mean 'monot5-base'?" in shown) == ("monot5" in spec)
     assert not pathlib.Path(settings.output_dir).exists()
+
+
+@pytest.mark.parametrize("spec", ["ex/nope", "cross-encoder:ex/nope", "{here}", "bi-encoder:{here}"])
+def test_a_model_that_is_not_there_is_told_before_anything_is_written(
+    spec: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert label.main(arguments(settings, f"--teacher={spec.format(here=settings.corpus)}")) == 2
+    error = capsys.readouterr().err
+    assert re.search("hub was not reached|hub cannot be reached|is no checkpoint|no modules.json", error), (
+        error
+    )
+    assert not pathlib.Path(settings.output_dir).exists()
+
+
+def test_another_corpus_is_named(
+    settings: Settings, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = f"--teacher=bm25=run:{settings.candidates}"
+    assert label.main(arguments(settings, teacher)) == 0
+    other = tmp_path / "other.jsonl"
+    other.write_text(pathlib.Path(settings.corpus, "corpus.jsonl").read_text().replace("d1", "D1"))
+    info = pathlib.Path(settings.output_dir, "labels.json")
+    for then in (settings.corpus, "unknown path"):
+        assert label.main([*arguments(settings, teacher, "--seed=3"), f"--corpus={other}"]) == 2
+        shown = capsys.readouterr().err
+        assert "has lists of something else: corpus, sampling (- there, + now):" in shown
+        assert re.search(rf"\n- corpus.input: {then} \(contents \w{{12}}\)\n", shown)
+        assert re.search(rf"\n\+ corpus.input: {other} \(contents \w{{12}}\)\n", shown)
+        assert "- sampling.seed: 0\n+ sampling.seed: 3\nRun it with those again" in shown
+        info.unlink(missing_ok=True)
+
+
+def test_a_bad_line_of_an_import_names_the_flag_that_leaves_it_out(
+    settings: Settings, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"--queries={settings.queries}", f"--corpus={settings.corpus}"]
+    (tmp_path / "bad.tsv").write_text("1.0\t-1.0\tq1\n")
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    for kind, more in (("tsv", texts), ("jsonl", [])):
+        command = [f"--import_{kind}={tmp_path}/bad.{kind}", f"--output_dir={tmp_path}/l", "--teacher_name=t"]
+        assert label.main([*command, *more]) == 2
+        shown = capsys.readouterr().err
+        assert shown.endswith("Correct the line, or leave such lines out with --skip_malformed.\n")
 
 
 def test_a_hub_id_is_no_local_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inranker_jax.checkpoints import LoadedModel, name_maps
+from inranker_jax.checkpoints import LoadedModel, name_maps, places
 from inranker_jax.checkpoints.folders import replaced_folder
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.models import Params, T5Config, abstract_params, check_params, trees
@@ -86,6 +86,25 @@ def load(
     if (folder / CONTRACT).is_file():
         contract = ScoringContract.from_dict(read_json(folder / CONTRACT))
     return LoadedModel(config, params, tokenizer, contract, source)
+
+
+def check(path_or_hub_id: str) -> None:
+    """Looks whether there is a model that `load` could read, without reading or fetching weights.
+
+    Raises:
+      InputError: as `load`, for a folder or id that does not exist, another architecture, and missing weights.
+    """
+    import huggingface_hub
+
+    if not pathlib.Path(path_or_hub_id).expanduser().exists() and _HUB_ID.fullmatch(path_or_hub_id):
+        with _hub_errors(path_or_hub_id):
+            config = huggingface_hub.hf_hub_download(path_or_hub_id, CONFIG)
+        _read_config(pathlib.Path(config))
+        return
+    folder = _resolve(path_or_hub_id, None, None)
+    _read_config(folder / CONFIG)
+    if not _has_weights(folder):
+        raise _no_weights(folder)
 
 
 def _read_config(path: pathlib.Path) -> T5Config:
@@ -293,6 +312,7 @@ def _resolve(source: str, revision: str | None, cache_dir: str | os.PathLike[str
     """The local folder of a path or hub id, downloaded when needed."""
     folder = pathlib.Path(source).expanduser()
     if folder.is_dir():
+        places.check_folder(source)
         return folder
     if folder.exists():
         raise InputError.at(
@@ -312,15 +332,31 @@ def _names_beside(folder: pathlib.Path) -> list[str]:
 
 def _download(hub_id: str, revision: str | None, cache_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     import huggingface_hub
-    from huggingface_hub import errors
 
-    try:
+    with _hub_errors(hub_id, revision):
         path = huggingface_hub.snapshot_download(
             hub_id,
             revision=revision,
             cache_dir=None if cache_dir is None else pathlib.Path(cache_dir),
             allow_patterns=_HUB_FILES,
         )
+    folder = pathlib.Path(path)
+    if not _has_weights(folder):
+        raise InputError(f"{hub_id}: the model on the hub has no safetensors. {_convert(hub_id)}.")
+    return folder
+
+
+def _has_weights(folder: pathlib.Path) -> bool:
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+
+
+@contextlib.contextmanager
+def _hub_errors(hub_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turns the hub's errors into words about the model that was asked for."""
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.LocalEntryNotFoundError as error:
         raise InputError(
             f"{hub_id}: there is no folder of that name, it is not in the local Hugging Face cache, and the "
@@ -333,10 +369,6 @@ def _download(hub_id: str, revision: str | None, cache_dir: str | os.PathLike[st
             f"{where}: there is no folder of that name and the Hugging Face hub has no such model ({error}). "
             "Check the spelling; log in with `hf auth login` if the model is private."
         ) from error
-    folder = pathlib.Path(path)
-    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
-        raise InputError(f"{hub_id}: the model on the hub has no safetensors. {_convert(hub_id)}.")
-    return folder
 
 
 def _write_weights(

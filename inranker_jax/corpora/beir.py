@@ -15,7 +15,7 @@ from typing import Any
 
 from inranker_jax import records
 from inranker_jax.corpora import files
-from inranker_jax.errors import InputError, did_you_mean
+from inranker_jax.errors import InputError, did_you_mean, json_problem
 from inranker_jax.records import Document, PathType, Qrels, Query
 
 
@@ -165,9 +165,7 @@ def _rows(folder: PathType, name: str) -> Iterator[tuple[str, int, dict[str, Any
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError.at(
-                path, number, f"not JSON ({error.msg} at column {error.colno})", "one JSON object per line"
-            ) from error
+            raise InputError.at(path, number, json_problem(error), "one JSON object per line") from error
         if not isinstance(row, dict):
             raise InputError.at(
                 path, number, f"a JSON {type(row).__name__}", "a JSON object with '_id' and 'text'"

@@ -5,7 +5,7 @@
 - BEIR JSONL, one object a line: `{"query", "contents", "true_logit", "false_logit"}`.
 
 Logits stay raw; a loss centres them. Bad lines raise one `InputError` with file and line, or, with
-`on_error="skip"`, are left out and counted by kind in a `ReadReport`, which is logged at the end.
+`on_error="skip"`, are left out and counted by kind in a `ReadReport`, and told at the end.
 
 **Swapped logits.** No single line tells whether its two logits are swapped: a teacher may well dislike a
 document. A whole file can: where the first document of each query is the positive (or where `relevant` names
@@ -33,6 +33,7 @@ import numpy as np
 
 from inranker_jax.corpora.msmarco import open_documents, open_queries
 from inranker_jax.errors import InputError, did_you_mean
+from inranker_jax.progress import announce
 from inranker_jax.records import LabelledPair, PathType, atomic_text, numbered_lines
 
 OnError = Literal["raise", "skip"]
@@ -43,7 +44,10 @@ _JSONL_KEYS = ("query", "contents", "true_logit", "false_logit")
 _JSONL_EXPECTED = '{"query": text, "contents": text, "true_logit": number, "false_logit": number}'
 _CENTRED_TOLERANCE = 1e-3
 _LARGEST = 3e38  # logits are float32
+_ADVICE = 'Correct the line, or read with on_error="skip" to leave such lines out'
 _LOG = logging.getLogger(__name__)
+# A file is read once to count its examples, once for each split and once an epoch; what it lacks is told once.
+_TOLD: set[str] = set()
 
 
 @dataclass
@@ -57,6 +61,7 @@ class ReadReport:
       skipped: lines left out under `on_error="skip"`, by kind: `columns`, `json`, `number`, `not_finite`,
         `unknown_query`, `unknown_document`, `empty_query`, `empty_document`, `encoding`. Bytes that are not
         UTF-8 always raise.
+      first: the first such line: its file, its number and the problem.
       uncentred: pairs whose two logits do not add up to 0 (within 0.001). Both kinds are fine: see `centred`.
       orientation: what the check for swapped logits found, in words.
     """
@@ -65,6 +70,7 @@ class ReadReport:
     lines: int = 0
     pairs: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    first: str = ""
     uncentred: int = 0
     orientation: str = "not checked"
 
@@ -73,9 +79,22 @@ class ReadReport:
         """Whether the file's logits are centred already (thesis eq. 10). Losses centre either way."""
         return self.pairs > 0 and self.uncentred == 0
 
+    def skip(self, kind: str, problem: str) -> None:
+        """Counts a line that is left out."""
+        self.skipped[kind] += 1
+        self.first = self.first or problem
+
+    def left_out(self) -> str:
+        """One line such as `left out 3 lines (2 json, 1 number); the first: labels.jsonl:7: not JSON`."""
+        total, kinds = self.skipped.total(), self._kinds()
+        return f"left out {total:,} line{'s' * (total != 1)} ({kinds}); the first: {self.first}"
+
+    def _kinds(self) -> str:
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.skipped.items()))
+
     def summary(self) -> str:
         """One line for a log."""
-        left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(self.skipped.items())) or "none"
+        left_out = f"{self._kinds()} (the first: {self.first})" if self.skipped else "none"
         return (
             f"{self.path}: {self.pairs} pairs from {self.lines} lines; skipped: {left_out}; "
             f"logits {'are' if self.centred else 'are not'} centred; orientation: {self.orientation}"
@@ -188,6 +207,7 @@ def read_msmarco_tsv(
     relevant: Relevant | None = None,
     check_orientation: bool = True,
     report: ReadReport | None = None,
+    advice: str = _ADVICE,
 ) -> Iterator[LabelledPair]:
     """Reads InRanker's MS MARCO TSV, joined with the texts of queries and documents.
 
@@ -202,7 +222,8 @@ def read_msmarco_tsv(
       relevant: query id -> ids of relevant documents, evidence for the orientation check; by default the
         first document of each query is taken to be relevant.
       check_orientation: whether to check for swapped logits.
-      report: filled while reading.
+      report: filled while reading. Without one, lines that were left out are told in a line of progress.
+      advice: what the error for a bad line ends with, where that line has no advice of its own.
 
     Yields:
       The pairs in the file's order.
@@ -228,7 +249,7 @@ def read_msmarco_tsv(
         document = _look_up(document_texts, document_id, "document", documents)
         return _pair(query_id, document_id, query, document, false_logit, true_logit)
 
-    yield from _read(path, parse, on_error, swapped, relevant, check_orientation, report)
+    yield from _read(path, parse, on_error, swapped, relevant, check_orientation, report, advice)
 
 
 def read_beir_jsonl(
@@ -239,6 +260,7 @@ def read_beir_jsonl(
     relevant: Relevant | None = None,
     check_orientation: bool = True,
     report: ReadReport | None = None,
+    advice: str = _ADVICE,
 ) -> Iterator[LabelledPair]:
     """Reads InRanker's BEIR JSONL. Ids are hashes of the texts, as the format has none (see `text_id`).
 
@@ -249,7 +271,8 @@ def read_beir_jsonl(
       relevant: query id -> ids of relevant documents (both by `text_id`), evidence for the orientation
         check; by default the first document of each query is taken to be relevant.
       check_orientation: whether to check for swapped logits.
-      report: filled while reading.
+      report: filled while reading. Without one, lines that were left out are told in a line of progress.
+      advice: what the error for a bad line ends with, where that line has no advice of its own.
 
     Yields:
       The pairs in the file's order.
@@ -277,7 +300,7 @@ def read_beir_jsonl(
         query, contents = record["query"].strip(), record["contents"].strip()
         return _pair(text_id(query), text_id(contents), query, contents, false_logit, true_logit)
 
-    yield from _read(path, parse, on_error, swapped, relevant, check_orientation, report)
+    yield from _read(path, parse, on_error, swapped, relevant, check_orientation, report, advice)
 
 
 def text_id(text: str) -> str:
@@ -404,9 +427,11 @@ def _read(
     relevant: Relevant | None,
     check_orientation: bool,
     report: ReadReport | None,
+    advice: str,
 ) -> Iterator[LabelledPair]:
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error={on_error!r}: expected 'raise' or 'skip'.")
+    tells = report is None
     report = report if report is not None else ReadReport()
     report.path = str(path)
     check = OrientationCheck(path, relevant, swapped=swapped) if check_orientation else None
@@ -418,10 +443,9 @@ def _read(
             pair = parse(number, line)
         except _BadLine as bad:
             if on_error == "skip":
-                report.skipped[bad.kind] += 1
+                report.skip(bad.kind, f"{path}:{number}: {bad.problem}")
                 continue
-            advice = bad.remedy or 'Correct the line, or read with on_error="skip" to leave such lines out'
-            raise InputError.at(path, number, bad.problem, bad.expected, advice) from None
+            raise InputError.at(path, number, bad.problem, bad.expected, bad.remedy or advice) from None
         if pair is None:
             continue
         if swapped:
@@ -436,5 +460,7 @@ def _read(
         yield pair
     if check is not None:
         report.orientation = check.finish()
-    level = logging.WARNING if report.skipped else logging.INFO
-    _LOG.log(level, "%s", report.summary())
+    _LOG.info("%s", report.summary())
+    if tells and report.skipped and report.left_out() not in _TOLD:
+        _TOLD.add(report.left_out())
+        announce(report.left_out())

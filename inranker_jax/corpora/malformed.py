@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from inranker_jax.errors import InputError
+from inranker_jax.errors import InputError, sentence
 from inranker_jax.records import PathType
 
 OnMalformed = Literal["raise", "skip"]
@@ -117,8 +117,8 @@ class RowPolicy:
           InputError: under "raise", with file and line.
         """
         if self._raises:
-            own = row.remedy if row.remedy.endswith(("?", ".")) or not row.remedy else f"{row.remedy}."
-            raise InputError.at(path, number, row.problem, row.expected, f"{own} {_REMEDY}".strip())
+            own = f"{sentence(row.remedy)} " if row.remedy else ""
+            raise InputError.at(path, number, row.problem, row.expected, own + _REMEDY)
         self._tally.counts[row.kind] += 1
         places = self._tally.first.setdefault(row.kind, [])
         if len(places) < self._report.max_examples:

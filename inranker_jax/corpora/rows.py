@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Protocol
 
 from inranker_jax.corpora.malformed import BadRow
-from inranker_jax.errors import did_you_mean
+from inranker_jax.errors import did_you_mean, json_problem
 from inranker_jax.records import PathType, open_bytes
 
 Fields = Mapping[str, Any]
@@ -91,9 +91,7 @@ class JsonLines:
         try:
             row = json.loads(decode(raw))
         except json.JSONDecodeError as error:
-            raise BadRow(
-                "json", f"not JSON ({error.msg} at column {error.colno})", "one JSON object a line"
-            ) from error
+            raise BadRow("json", json_problem(error), "one JSON object a line") from error
         except (ValueError, RecursionError) as error:
             raise BadRow("json", f"not JSON that can be read ({error})", "one JSON object a line") from error
         if not isinstance(row, dict):

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from inranker_jax.data.label_folders import LabelFolderReader, add_label_folder_task
     from inranker_jax.data.order import GlobalOrder
     from inranker_jax.data.rates import temperature
-    from inranker_jax.data.registry import import_task_modules, open_stores, open_stream
+    from inranker_jax.data.registry import open_stores, open_stream
     from inranker_jax.data.sources import LabelledPairs
     from inranker_jax.data.store import Example, ExampleStore
+    from inranker_jax.data.task_modules import import_task_modules
     from inranker_jax.data.tasks import add_labelled_task, data_path
     from inranker_jax.data.tfds_collections import add_tfds_task
 
@@ -54,12 +55,12 @@ _HOMES = {
     "add_label_folder_task": "label_folders",
     "temperature": "rates",
     "add_tfds_task": "tfds_collections",
-    "import_task_modules": "registry",
     "open_stores": "registry",
     "open_stream": "registry",
     "LabelledPairs": "sources",
     "Example": "store",
     "ExampleStore": "store",
+    "import_task_modules": "task_modules",
     "add_labelled_task": "tasks",
     "data_path": "tasks",
 }

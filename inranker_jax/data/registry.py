@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import itertools
 import json
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,54 +34,6 @@ from inranker_jax.prompts import ScoringContract, Tokenizer
 
 # Part of every stored split's fingerprint: raise it when the same files would give other examples.
 _READER_VERSION = 2
-
-
-def import_task_modules(modules: Sequence[str]) -> None:
-    """Imports modules that register tasks: by name (`inranker_jax.tasks.python_docs`) or as a file (`my.py`).
-
-    Raises:
-      InputError: there is no such module or file. Errors inside a module are passed on.
-    """
-    for name in modules:
-        if name.endswith(".py"):
-            _import_file(name)
-            continue
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-                raise  # the module is there; something that it imports is not
-            shipped = importlib.import_module("inranker_jax.tasks")
-            known = [
-                f"inranker_jax.tasks.{path.stem}"
-                for folder in shipped.__path__
-                for path in sorted(pathlib.Path(folder).glob("*.py"))
-                if not path.stem.startswith("_")
-            ]
-            raise InputError(
-                f"no task module {name!r}.{did_you_mean(name, known)} Shipped: {', '.join(known)}. A module "
-                "of your own must be importable (run in its folder, or install it), or be given as the path "
-                "of its .py file."
-            ) from error
-
-
-def _import_file(name: str) -> None:
-    path = pathlib.Path(name).resolve()
-    if not path.is_file():
-        raise InputError.at(name, None, "no such task module", "a Python file that registers SeqIO tasks")
-    module_name = f"inranker_user_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if module_name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[module_name]
-        raise
 
 
 def find_provider(name: str) -> seqio.Task | seqio.Mixture:

@@ -16,13 +16,14 @@ from inranker_jax.corpora import files, inranker, label_folder, label_store, ope
 from inranker_jax.corpora.label_folder import FORMAT, INFO, LISTS, Lists, ListsWriter
 from inranker_jax.corpora.label_store import LabelStore, LabelTable, pair_key
 from inranker_jax.errors import InputError
-from inranker_jax.labeling.provenance import absolute, difference, versions
+from inranker_jax.labeling.provenance import absolute, check_same, versions
 from inranker_jax.records import LabelledPair, PathType, atomic_text
 
 _PART_PAIRS = 65536
 # Published files have four decimals or so; what differs by more is another label.
 _TOLERANCE = 1e-3
 TEXTS = "texts"
+_LEAVE_OUT = "Correct the line, or leave such lines out with --skip_malformed"
 
 
 def import_tsv(
@@ -68,7 +69,8 @@ def import_tsv(
     }
     report = inranker.ReadReport()
     texts = {query.id: query.text for query in query_set.queries()}
-    pairs = inranker.read_msmarco_tsv(path, texts, documents.texts(titles=titles), policy, report=report)
+    document_texts = documents.texts(titles=titles)
+    pairs = inranker.read_msmarco_tsv(path, texts, document_texts, policy, report=report, advice=_LEAVE_OUT)
     _import(
         path,
         pairs,
@@ -101,7 +103,7 @@ def import_jsonl(
     report = inranker.ReadReport()
     folder = paths.of(output_dir) / TEXTS
     with _text_writer(folder) as write:
-        pairs = inranker.read_beir_jsonl(path, policy, report=report)
+        pairs = inranker.read_beir_jsonl(path, policy, report=report, advice=_LEAVE_OUT)
         sources = {"queries": {"format": "beir"}, "corpus": {"format": "beir"}, "on_malformed": "raise"}
         _import(
             path,
@@ -150,11 +152,10 @@ def _import(
     folder = paths.of(output_dir)
     fingerprint = files.fingerprint(files.find(path))
     settings = {"import": {"fingerprint": fingerprint}, **sources}
-    if (folder / LISTS).exists() and (lines := difference(Lists(folder).settings, settings)):
-        shown = "\n".join(lines)
-        raise InputError(
-            f"{folder} has lists of something else (- there, + now):\n{shown}\nChoose another --output_dir."
-        )
+    if (folder / LISTS).exists():
+        given = {"import": absolute(path), "queries": places[0], "corpus": places[1]}
+        now = {name: {"path": place} for name, place in given.items()}
+        check_same(folder, Lists(folder).settings, settings, now, "Choose another --output_dir.")
     store = LabelStore(store_path or folder / "store")
     identity = {"kind": "import", "file": fingerprint}
     keys, logits, counts = _write_lists(path, pairs, folder, settings)

@@ -27,7 +27,7 @@ from inranker_jax.flags import Stopped
 from inranker_jax.labeling.pairs import PairText
 from inranker_jax.labeling.plan import LaterLabels, Plan, make_plan
 from inranker_jax.labeling.processes import Processes
-from inranker_jax.labeling.provenance import absolute, difference, provenance, versions
+from inranker_jax.labeling.provenance import absolute, check_same, provenance, versions
 from inranker_jax.labeling.sampling import Positives, Sampler
 from inranker_jax.labeling.sessions import Session, totals
 from inranker_jax.labeling.settings import Settings
@@ -107,20 +107,21 @@ class LabelJob:
             self._wait("prepared", lambda: {} if (self.folder / LISTS).exists() else {0: LISTS}, self.folder)
         if (self.folder / LISTS).exists():
             self.lists = Lists(self.folder)
-            lines = difference(self.lists.settings, wanted)
-            if lines:
-                shown = "\n".join(lines)
-                raise InputError(
-                    f"{self.folder} has lists of another corpus, other queries or settings (- there, + now):\n"
-                    f"{shown}\nRun it with those again, or choose another --output_dir; with "
-                    f"--store={self._store.path} nothing that is labelled there is scored again."
-                )
+            again = f"with --store={self._store.path} nothing that is labelled there is scored again."
+            remedy = f"Run it with those again, or choose another --output_dir; {again}"
+            check_same(self.folder, self.lists.settings, wanted, self._places(), remedy)
         else:
             self.lists = self._sample(wanted)
         self._processes.tell("prepared")
         self._announce(
             f"{self.lists.num_queries:,} lists, {self.lists.num_pairs:,} pairs in {self.lists.path}"
         )
+
+    def _places(self) -> dict[str, Any]:
+        """Where the input is."""
+        names = ("queries", "corpus", "candidates", "qrels")
+        given = {name: getattr(self._settings, name) for name in names}
+        return {name: path and {"path": absolute(path)} for name, path in given.items()}
 
     def _deciding(self) -> dict[str, Any]:
         """What the lists are a function of; paths may change, bytes may not."""
@@ -310,8 +311,10 @@ class LabelJob:
                     )
             self._store.add_teacher(identity, origin)
         self._plans[name] = plan = make_plan(self._store, key, self.lists, self._settings.chunk_size)
+        left, total = sum(map(plan.size, plan.unfinished())), len(plan.rows) + plan.stored
+        there = f"{left:,} pairs to score, {total - left:,} in the store from before"
         self._announce(
-            f"{name} ({key}): {len(plan.rows):,} pairs to score, {plan.stored:,} in the store from before"
+            f"{name} ({key}): {there if left else f'all {total:,} pairs are in the store already'}"
         )
         self._write_info()
         return plan
@@ -396,16 +399,13 @@ class LabelJob:
                 if not unfinished[name]:
                     parts[plan.teacher_key] = plan.parts
                 plan.clear_temporaries()
-            deciding = self.lists.settings
+            deciding, places = self.lists.settings, self._places()
             distinct = {len(plan.rows) + plan.stored for plan in self._plans.values()}
             counts = {**self.lists.counts, "distinct_pairs": max(distinct, default=None)}
             info = {
                 "format": FORMAT,
                 "complete": bool(teachers) and not pending,
-                "queries": {"path": absolute(settings.queries), **deciding["queries"]},
-                "corpus": {"path": absolute(settings.corpus), **deciding["corpus"]},
-                "candidates": {"path": absolute(settings.candidates), **deciding["candidates"]},
-                "qrels": settings.qrels and {"path": absolute(settings.qrels), **deciding["qrels"]},
+                **{name: place and {**place, **deciding[name]} for name, place in places.items()},
                 "sampling": deciding["sampling"],
                 "counts": counts,
                 "teachers": teachers,

@@ -87,7 +87,7 @@ class _File(LabelSource):
 
     def _read(self, on_error: inranker.OnError, report: inranker.ReadReport) -> Iterator[LabelledPair]:
         # The orientation is a finding of ours, not an error of the reader's.
-        options: dict[str, Any] = {"check_orientation": False, "report": report}
+        options: dict[str, Any] = {"check_orientation": False, "report": report, "advice": "Correct the line"}
         if self.form == "beir_jsonl":
             return inranker.read_beir_jsonl(self.path, on_error, **options)
         return inranker.read_msmarco_tsv(self.path, self._queries, self._documents, on_error, **options)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inranker_jax import records
-from inranker_jax.errors import InputError, did_you_mean
+from inranker_jax.errors import InputError, did_you_mean, json_problem
 from inranker_jax.records import PathType
 
 Cutter = Callable[[str, int], str]
@@ -166,7 +166,7 @@ def read_examples(path: PathType) -> list[Example]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError.at(path, number, f"not JSON ({error.msg})", expected) from error
+            raise InputError.at(path, number, json_problem(error), expected) from error
         row = row if isinstance(row, dict) else {}
         values: list[Any] = [row.get("document", row.get("text")), row.get("query")]
         if not all(isinstance(value, str) and value.strip() for value in values):

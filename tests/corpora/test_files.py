@@ -35,7 +35,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: pathlib.P
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("part_1.tvs", r"part_1.tvs: no such file or folder. Did you mean 'part_1.tsv'\?. Check the path"),
+        ("part_1.tvs", r"part_1.tvs: no such file or folder. Did you mean 'part_1.tsv'\? Check the path"),
         ("no_*.tsv", r"no_\*.tsv: no file matches"),
         ("part_0.tsv,{}/nope.tsv", r"nope.tsv: no such file"),
         ("part_0.tsv,{}/part_?.tsv", r"part_0.tsv: listed twice in"),

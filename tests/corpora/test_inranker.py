@@ -116,14 +116,26 @@ def test_a_misspelt_key_is_recognised(tmp_path: pathlib.Path) -> None:
         list(read_beir_jsonl(write(tmp_path / "l", record().replace("true_logit", "true_logits"))))
 
 
-def test_skips_are_counted_and_logged(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skips_are_counted_and_told_once(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "l.tsv", "1\t-1\tq1\t0", *(line for line, _, _ in BAD_TSV))
     report = ReadReport()
     with caplog.at_level(logging.WARNING):
         assert len(read_tsv(path, on_error="skip", report=report)) == 1
+        assert capsys.readouterr().err == "", "who asks for a report tells it"
+        for _ in range(2):  # once to count the examples, once to read them
+            assert len(read_tsv(path, on_error="skip")) == 1
     assert sum(report.skipped.values()) == len(BAD_TSV)
-    assert "1 pairs from 13 lines" in caplog.text
-    assert "3 columns, 1 empty_document, 1 empty_query, 3 not_finite" in caplog.text
+    kinds = "3 columns, 1 empty_document, 1 empty_query, 3 not_finite, 2 number, 1 unknown_document, 1 unknown_query"
+    assert "1 pairs from 13 lines" in report.summary()
+    assert f"skipped: {kinds} (the first: {path}:2: " in report.summary()
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"left out 12 lines ({kinds}); the first: {report.first}"]
+    assert not caplog.text
+    (more := write(tmp_path / "m.tsv", "1\t-1\tq1\t0", "one")).touch()
+    read_tsv(more, on_error="skip")
+    assert capsys.readouterr().err == f"left out 1 line (1 columns); the first: {more}:2: 1 columns\n"
 
 
 def test_bytes_that_are_not_utf8_name_their_line(tmp_path: pathlib.Path) -> None:

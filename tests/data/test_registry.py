@@ -352,14 +352,6 @@ def test_names_that_do_not_exist(contract: ScoringContract, tokenizer: Tokenizer
         data.open_stores(name, use_cached=True)
 
 
-def test_a_broken_task_module_shows_its_own_error(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "broken.py"
-    path.write_text("import a_package_that_is_not_there\n")
-    for _ in range(2):
-        with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
-            data.import_task_modules([str(path)])
-
-
 @pytest.mark.parametrize(
     "arguments",
     [{"list_size": 0}, {"validation_fraction": 1.0}, {"relevance": "last"}, {"num_shards": 0}],

@@ -318,7 +318,7 @@ def test_other_input_in_the_same_folder(what: str, settings: Settings) -> None:
     with pytest.raises(InputError) as caught:
         prepared(settings)
     message = str(caught.value)
-    assert f"- {'sampling.seed' if what == 'seed' else what + '.fingerprint'}: " in message
+    assert f"- {'sampling.seed' if what == 'seed' else what + '.input'}: " in message
     assert message.count("\n- ") == 1, "what did not change is not shown"
     assert "--output_dir" in message
     assert contents(settings) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from inranker_jax import Reranker
-from inranker_jax.checkpoints import huggingface
+from inranker_jax.checkpoints import huggingface, load_model, t5x_save
 from inranker_jax.errors import InputError
-from inranker_jax.labeling.teachers import open_teacher
+from inranker_jax.labeling.teachers import check_model, open_teacher, parse_spec
 from inranker_jax.labeling.teachers.t5 import T5Teacher
 from inranker_jax.models import T5Config, init_params
 from inranker_jax.prompts import Tokenizer, preset
@@ -57,6 +58,30 @@ def test_labels_are_the_rerankers_logits(folder: pathlib.Path, expected: np.ndar
     assert [part.shape for part in parts] == [(13, 2), (1, 2), (16, 2)]
     np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)
     assert np.std(expected[:, 1] - expected[:, 0]) > 1e-3
+
+
+def test_a_checkpoint_of_t5x_is_a_teacher(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    loaded = load_model(folder, on_host=True)
+    config = dataclasses.replace(loaded.config, scale_decoder_outputs=False)  # as T5X has it
+    huggingface.save(tmp_path / "ours", config, loaded.params, loaded.tokenizer, CONTRACT)
+    t5x_save.save(tmp_path / "t5x", config, loaded.params, 7, loaded.tokenizer, CONTRACT)
+    ours, theirs = (np.concatenate(labels_of(f"t5:{tmp_path}/{name}")) for name in ("ours", "t5x"))
+    np.testing.assert_array_equal(theirs, ours)
+    assert open_teacher(f"{tmp_path}/t5x").identity == open_teacher(f"{tmp_path}/ours").identity
+
+
+def test_a_teacher_without_a_contract_is_told_before_its_weights(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"stores no scoring contract.*\?contract=monot5"):
+        check_model(parse_spec(f"{tmp_path}/model"))
+    check_model(parse_spec(f"{tmp_path}/model?contract=monot5"))
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(InputError, match=r"model_type is 'bert'.*cross-encoder:"):
+        check_model(parse_spec(f"{tmp_path}/model"))
 
 
 @pytest.mark.parametrize("mesh", ["fsdp=4&model=2", "data=2&fsdp=2&model=2", "model=4"])

@@ -133,7 +133,9 @@ def test_nan_in_json_lines(rows: list[Row], tmp_path: pathlib.Path) -> None:
 
 def test_lines_that_cannot_be_read(rows: list[Row], tmp_path: pathlib.Path) -> None:
     path = write_tsv(tmp_path / "labels.tsv", [*rows, [1, 2, "q0"], ["x", 2, "q0", "d9"]])
-    assert errors(check(path)) == ["columns", "number"]
+    found = check(path)
+    assert errors(found) == ["columns", "number"]
+    assert message(found, "columns").endswith("Correct the line.")
     texts = write_texts(tmp_path, rows[:-1])
     assert errors(check(write_tsv(path, rows), **texts)) == ["unknown_document"]
 

@@ -85,6 +85,30 @@ def test_create_asks_for_several_slices_or_a_reservation(machine: Machine) -> No
     assert "--node-id=pod" not in argv
 
 
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        ("v5litepod-17", "1, 4, 8, 16, 32, 64, 128, 256"),
+        ("v6e-512", "1, 4, 8, 16, 32, 64, 128, 256"),
+        ("v4-100", "8, 16, 32, 64, and multiples of 128"),
+        ("v5litepod-16", None),
+        ("v6e-256", None),
+        ("v4-32", None),
+        ("v5p-384", None),
+        ("v3-32", None),
+    ],
+)
+def test_a_size_that_is_not_known_is_only_warned_of(kind: str, known: str | None, machine: Machine) -> None:
+    done = machine.launch("tpu_pod.sh", "create", *PLACE, f"--accelerator_type={kind}", "--dry_run")
+    assert done.returncode == 0
+    assert f"--accelerator-type={kind}" in done.stdout + done.stderr
+    warning = (
+        f"warning: --accelerator_type={kind}: no size of {kind.split('-')[0]} that is known here: {known}."
+    )
+    assert (warning in done.stderr) == (known is not None)
+    assert ("warning" in done.stderr) == (known is not None)
+
+
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED", "DELETING"])
 def test_create_does_not_touch_what_has_ended(state: str, machine: Machine) -> None:
     machine.answers(**cloud(now=[state]))

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from inranker_jax.labeling.teachers.base import Teacher, check_path, split_margin
+from inranker_jax.labeling.teachers.base import Teacher, check_model, check_path, split_margin
 from inranker_jax.labeling.teachers.ensemble import combine, ensemble_identity, parse_weights
 from inranker_jax.labeling.teachers.spec import GRAMMAR, KINDS, TeacherSpec, parse_spec
 
@@ -18,6 +18,7 @@ __all__ = [
     "KINDS",
     "Teacher",
     "TeacherSpec",
+    "check_model",
     "check_path",
     "combine",
     "ensemble_identity",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -104,10 +105,18 @@ def model_folder(source: str) -> pathlib.Path:
             f"{did_you_mean(folder.name, beside)}"
         )
     import huggingface_hub
+
+    with _hub_errors(source):
+        return pathlib.Path(huggingface_hub.snapshot_download(source, ignore_patterns=_NOT_DOWNLOADED))
+
+
+@contextlib.contextmanager
+def _hub_errors(source: str) -> Iterator[None]:
+    """Turns the hub's errors into words about the model that was asked for."""
     from huggingface_hub import errors
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(source, ignore_patterns=_NOT_DOWNLOADED))
+        yield
     except errors.LocalEntryNotFoundError as error:
         raise InputError(
             f"{source}: no folder of that name is here, the Hugging Face cache does not hold it, and the hub "
@@ -123,7 +132,7 @@ def model_folder(source: str) -> pathlib.Path:
 def check_path(spec: TeacherSpec) -> None:
     """Looks whether the path of a teacher is there, where it can only be a local one; reads nothing.
 
-    `NAME/MODEL` may be a model of the hub, so it is left to whoever opens it.
+    `NAME/MODEL` may be a model of the hub, so it is left to `check_model`.
 
     Raises:
       InputError: there is nothing.
@@ -137,6 +146,34 @@ def check_path(spec: TeacherSpec) -> None:
     raise InputError(
         f"teacher {spec.name!r}: {source}: no such file or folder.{did_you_mean(path.name, beside)} Check the path."
     )
+
+
+def check_model(spec: TeacherSpec) -> None:
+    """Looks whether there is a model of the teacher's kind, without reading weights.
+
+    Of a model on the hub, the file that describes it is fetched, or found in the cache.
+
+    Raises:
+      InputError: there is nothing, or something else.
+    """
+    if spec.kind == "run":
+        return
+    if spec.kind == "t5":
+        from inranker_jax.labeling.teachers import t5
+
+        t5.check(spec)
+        return
+    plain = spec.kind == "cross-encoder" or "pooling" in spec.options
+    name = "config.json" if plain else "modules.json"
+    folder = pathlib.Path(spec.path).expanduser()
+    if not folder.exists() and _HUB_ID.fullmatch(spec.path):
+        import huggingface_hub
+
+        with _hub_errors(spec.path):
+            huggingface_hub.hf_hub_download(spec.path, name)
+    elif not (model_folder(spec.path) / name).is_file():
+        hint = "" if plain else ", or say how the token vectors of a plain encoder are pooled: ?pooling=mean"
+        raise InputError.at(spec.path, None, f"it has no {name}", f"a {spec.kind}", f"Check the path{hint}")
 
 
 def folder_digest(folder: pathlib.Path, subfolders: Iterable[str] = ()) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import functools
 import hashlib
 import os
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import jax
     from jax.sharding import Mesh
 
-    from inranker_jax.checkpoints import LoadedModel
     from inranker_jax.prompts import ScoringContract
     from inranker_jax.scorer import Reranker
 
@@ -110,11 +109,13 @@ class T5Teacher:
     def _load(self) -> tuple[Reranker, dict[str, Any]]:
         if self._loaded is None:
             from inranker_jax import compilation_cache
+            from inranker_jax.checkpoints import load_model
             from inranker_jax.scorer import Reranker
 
             compilation_cache.enable()
             placer = _Placer(self._mesh, self._dtype)
-            model = _read(self._spec.path, placer)
+            with _other_kinds(self._spec.path):
+                model = load_model(self._spec.path, place=placer)
             tokenizer, contract = model.tokenizer, self._contract or model.contract
             if tokenizer is None:
                 raise InputError(
@@ -122,10 +123,7 @@ class T5Teacher:
                     "model into it."
                 )
             if contract is None:
-                raise InputError(
-                    f"{self._spec.path} stores no scoring contract, and its name belongs to no known family. Say "
-                    f"how it was trained: t5:{self._spec.path}?contract=monot5 (see inranker_jax.prompts.PRESETS)."
-                )
+                raise _no_contract(self._spec.path)
             reranker = Reranker(
                 model.config,
                 model.params,
@@ -217,24 +215,43 @@ def _axis_table() -> dict[str, tuple[str | None, ...]]:
     return table
 
 
-def _read(source: str, placer: _Placer) -> LoadedModel:
-    """Loads a model, each parameter through `placer`."""
-    from inranker_jax.checkpoints import folders, huggingface
-    from inranker_jax.models import ArchitectureError, trees
+def check(spec: TeacherSpec) -> None:
+    """Looks whether there is a T5 with a scoring contract, without reading its weights.
 
-    if not folders.is_native(source):
-        try:
-            return huggingface.load(source, place=placer)
-        except ArchitectureError as error:
-            raise InputError(
-                f"{error} A teacher is read as a T5 reranker where no kind is given. For another model say which: "
-                f"cross-encoder:{source} or bi-encoder:{source}."
-            ) from None
-    from inranker_jax.checkpoints import native
+    Raises:
+      InputError: no such model, one of another architecture, or a contract that is unknown.
+    """
+    from inranker_jax.checkpoints import check_model, huggingface
+    from inranker_jax.prompts import preset_for_model
 
-    loaded = native.load(source)
-    flat = {path: placer(path, np.asarray(value)) for path, value in trees.flatten(loaded.params).items()}
-    return dataclasses.replace(loaded, params=trees.unflatten(flat))
+    contract = _contract(spec.options.get("contract"))
+    with _other_kinds(spec.path):
+        check_model(spec.path)
+    folder = pathlib.Path(spec.path).expanduser()
+    stored = not (folder / huggingface.CONFIG).is_file() or (folder / huggingface.CONTRACT).is_file()
+    if not (contract or stored or preset_for_model(spec.path)):
+        raise _no_contract(spec.path)
+
+
+def _no_contract(source: str) -> InputError:
+    return InputError(
+        f"{source} stores no scoring contract, and its name belongs to no known family. Say how it was trained: "
+        f"t5:{source}?contract=monot5 (see inranker_jax.prompts.PRESETS)."
+    )
+
+
+@contextlib.contextmanager
+def _other_kinds(source: str) -> Iterator[None]:
+    """Tells of the other kinds of teachers where a model is no T5."""
+    from inranker_jax.models import ArchitectureError
+
+    try:
+        yield
+    except ArchitectureError as error:
+        raise InputError(
+            f"{error} A teacher is read as a T5 reranker where no kind is given. For another model say which: "
+            f"cross-encoder:{source} or bi-encoder:{source}."
+        ) from None
 
 
 def _contract(given: str | None) -> ScoringContract | None:
