@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -435,6 +435,8 @@ def _texts(texts: Iterable[str], what: str) -> list[str]:
     """Lists texts and checks each, so that a message can name its place."""
     if isinstance(texts, str | bytes):
         raise InputError(f"{what} is one {type(texts).__name__}; expected a list of texts, such as [text].")
+    if isinstance(texts, Mapping):
+        raise InputError(f"{what} is a {type(texts).__name__}; expected a list of texts, such as its values().")
     try:
         listed = list(texts)
     except TypeError:

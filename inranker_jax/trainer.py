@@ -380,11 +380,13 @@ def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh, packed: boo
     Packed batches divide rows over the mesh, and lists over the processes alone: any multiple of their number with at
     least `accumulation` lists each will do.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch size {batch_size!r}: expected a whole number of lists, 1 or more.")
     shares = partitioning.data_share(mesh)[1]
     if packed and batch_size % shares == 0 and 1 <= accumulation <= batch_size // shares:
         return
     ways = shares if packed else batch_ways(mesh)
-    if accumulation < 1 or batch_size < 1 or batch_size % (accumulation * ways):
+    if accumulation < 1 or batch_size % (accumulation * ways):
         step = max(accumulation, 1) * ways
         near = max(step, batch_size // step * step)
         raise InputError(

@@ -350,6 +350,7 @@ def test_other_maximum_length(
         (["what"], ["a"], "query is list; expected str"),
         (b"what", ["a"], "query is bytes; expected str.*decode"),
         ("what", "one text", "documents is one str; expected a list of texts"),
+        ("what", {"d1": "a text"}, r"documents is a dict; expected a list of texts, such as its values\(\)"),
         ("what", None, "documents is NoneType; expected a list"),
         ("what", ["a", None], "document 1 is NoneType; expected str"),
         ("what", ["a", 3.5], "document 1 is float"),

@@ -303,7 +303,10 @@ def test_an_indivisible_batch_size_names_one_that_fits():
     with pytest.raises(InputError, match="multiple of 8, such as 24"):
         trainer.check_batch_size(30, 2, mesh)
     trainer.check_batch_size(30, 2, mesh, packed=True)
-    for batch_size, accumulation in ((0, 1), (2, 3), (4, 0)):
+    for batch_size in (0, -4, 8.5):
+        with pytest.raises(InputError, match=f"batch size {batch_size}: expected a whole number of lists"):
+            trainer.check_batch_size(batch_size, 1, mesh, packed=True)
+    for batch_size, accumulation in ((2, 3), (4, 0)):
         with pytest.raises(InputError, match=f"batch size {batch_size} does not split into {accumulation}"):
             trainer.check_batch_size(batch_size, accumulation, mesh, packed=True)
 
