@@ -25,6 +25,7 @@ import numpy as np
 # The directory of this script is on the path.
 from contenders.models import SHAPES
 
+from inranker_jax import quiet
 from inranker_jax.models import Compute, T5Config, apply, init_params
 
 LABELS = np.array([6136, 1176], np.int32)
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--calls", type=int, default=10)
     flags = parser.parse_args()
+    quiet.without_a_tpu()  # whose profiler is of another version
     config = T5Config(**dataclasses.asdict(SHAPES[flags.model]))
     params = jax.tree.map(jnp.asarray, init_params(config, 0))
     tokens = (
