@@ -175,6 +175,25 @@ def candidate_program(
     return program_of(changed, read_recipe(changed, [*bindings, *more], topology), topology)
 
 
+def _best_lines(trials: Sequence[search.Trial], chosen: search.Trial) -> list[str]:
+    """Flags of the best combination, and before it of the best of each other batch size, which is another recipe."""
+    sizes = dict.fromkeys(trial.candidate.batch_size for trial in trials)
+    of_sizes = [
+        search.best([trial for trial in trials if trial.candidate.batch_size == size]) for size in sizes
+    ]
+    others = [trial for trial in of_sizes if trial is not None and trial is not chosen]
+    lines = []
+    for trial in [*others, chosen]:
+        best = trial.candidate
+        what = "best" if trial is chosen else f"best of batch size {best.batch_size}"
+        rate = f" ({trial.pairs_per_second:,.0f} pairs/s)" if trial.pairs_per_second else ""
+        lines.append(
+            f"{what}: --gin_file=gin/meshes/{best.mesh}.gin --gin.train.batch_size={best.batch_size} "
+            f"--gin.models.Compute.remat='\"{best.remat}\"'{rate}"
+        )
+    return lines
+
+
 def run(given: argparse.Namespace, bindings: Sequence[str]) -> int:
     """Compiles and reports. Returns the exit status: 3 where nothing fits.
 
@@ -187,7 +206,7 @@ def run(given: argparse.Namespace, bindings: Sequence[str]) -> int:
     if given.search:
         trials = search.search(
             given.meshes or shipped_meshes(),
-            given.batch_sizes or [found.batch_size],
+            given.batch_sizes or [found.batch_size, 2 * found.batch_size],
             given.remats,
             functools.partial(candidate_program, given, bindings, topology),
             topology,
@@ -197,11 +216,7 @@ def run(given: argparse.Namespace, bindings: Sequence[str]) -> int:
         if chosen is None or chosen.proof is None:
             print("nothing that was tried fits")
             return 3
-        best = chosen.candidate
-        print(
-            f"\nbest: --gin_file=gin/meshes/{best.mesh}.gin --gin.train.batch_size={best.batch_size} "
-            f"--gin.models.Compute.remat='\"{best.remat}\"'\n"
-        )
+        print("\n" + "\n".join(_best_lines(trials, chosen)) + "\n")
         result = chosen.proof
         written = {"best": report.as_dict(result), "tried": [_trial_dict(trial) for trial in trials]}
     else:
@@ -266,7 +281,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add(
         "--batch_sizes",
         type=lambda text: [flags.positive(part) for part in flags.commas(text)],
-        help="to search",
+        help="to search (default: the run's own, and twice that)",
     )
     add("--remats", type=flags.commas, default=list(search.REMATS), help="to search (default none,dots,full)")
     add("--output", help="file for the report as JSON")

@@ -436,7 +436,9 @@ def _texts(texts: Iterable[str], what: str) -> list[str]:
     if isinstance(texts, str | bytes):
         raise InputError(f"{what} is one {type(texts).__name__}; expected a list of texts, such as [text].")
     if isinstance(texts, Mapping):
-        raise InputError(f"{what} is a {type(texts).__name__}; expected a list of texts, such as its values().")
+        raise InputError(
+            f"{what} is a {type(texts).__name__}; expected a list of texts, such as its values()."
+        )
     try:
         listed = list(texts)
     except TypeError:

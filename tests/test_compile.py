@@ -108,7 +108,7 @@ def test_a_search_prints_what_it_tried_and_the_best(run_file: str, tmp_path: pat
         "--topology=cpu:2",
         "--search",
         "--meshes=data,fsdp,single,slices_data",
-        "--batch_sizes=2",
+        "--gin.BATCH_SIZE=2",
         "--remats=none",
         "--gin.DROPOUT_RATE=0.0",
         f"--output={output}",
@@ -117,13 +117,15 @@ def test_a_search_prints_what_it_tried_and_the_best(run_file: str, tmp_path: pat
     assert "| data | 2 | none | 2 x 1 x 1 |" in done.stdout
     assert "leaves devices idle" in done.stdout
     assert "the same here as data" in done.stdout
+    assert "| data | 4 | none | 2 x 1 x 1 |" in done.stdout
     assert "best: --gin_file=gin/meshes/fsdp.gin --gin.train.batch_size=2" in done.stdout
+    assert "best of batch size 4: --gin_file=gin/meshes/fsdp.gin --gin.train.batch_size=4" in done.stdout
     found = json.loads(output.read_text())
     assert [trial["mesh"] if not trial["problem"] else trial["problem"] for trial in found["tried"]] == [
-        {"data": 2, "fsdp": 1, "model": 1},
-        {"data": 1, "fsdp": 2, "model": 1},
-        "leaves devices idle",
-        "the same here as data",
+        *[{"data": 2, "fsdp": 1, "model": 1}] * 2,
+        *[{"data": 1, "fsdp": 2, "model": 1}] * 2,
+        *["leaves devices idle"] * 2,
+        *["the same here as data"] * 2,
     ]
 
 
