@@ -163,7 +163,7 @@ class Reranker:
         layout = Layout.of(layout)
         quiet.without_a_tpu()
         compilation_cache.enable()
-        loaded = load_model(path_or_hub_id)
+        loaded = load_model(path_or_hub_id, on_host=True)  # no device need hold all of it
         if loaded.tokenizer is None:
             raise InputError(
                 f"{path_or_hub_id} has no tokenizer. "
@@ -407,8 +407,12 @@ class Reranker:
         narrow = self._compute.dtype == "bfloat16"
 
         def cast(path: Any, leaf: Any) -> Any:
-            is_kernel = path[-1] == jax.tree_util.DictKey("kernel")
-            return jnp.asarray(leaf, jnp.bfloat16) if narrow and is_kernel else leaf
+            if not narrow or path[-1] != jax.tree_util.DictKey("kernel"):
+                return leaf
+            # What is on the host is rounded there: devices need no memory for float32, nor one for all of a model.
+            return (
+                leaf.astype(jnp.bfloat16) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf, jnp.bfloat16)
+            )
 
         params = jax.tree_util.tree_map_with_path(cast, params)
         if self._mesh is None:

@@ -416,6 +416,36 @@ def test_parameters_that_are_not_finite(config: T5Config, params: dict, tokenize
         reranker.scores("what", ["a", "b"])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_device_ever_holds_all_of_a_model_that_a_mesh_divides(
+    dtype: str,
+    config: T5Config,
+    tokenizer: Tokenizer,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from inranker_jax.checkpoints import huggingface
+
+    even = make_config(config.vocab_size + (-config.vocab_size) % 8)
+    huggingface.save(tmp_path / "m", even, init_params(even, seed=0), tokenizer, CONTRACT)
+    mesh = make_mesh(1, 4, 1, devices=jax.devices()[:4])
+    put, seen = jax.device_put, []
+
+    def watched(tree: object, *more: object) -> object:
+        seen.extend(jax.tree.leaves(tree))
+        return put(tree, *more)
+
+    monkeypatch.setattr(jax, "device_put", watched)
+    reranker = Reranker.from_pretrained(tmp_path / "m", dtype=dtype, mesh=mesh)
+    monkeypatch.undo()
+    assert len(seen) > 20
+    assert all(isinstance(leaf, np.ndarray) for leaf in seen), "from the host, so each device gets its part"
+    assert {str(leaf.dtype) for leaf in seen} == {"float32", dtype}
+    whole = Reranker.from_pretrained(tmp_path / "m", dtype=dtype)
+    documents = make_documents(5, longest=30)
+    np.testing.assert_allclose(reranker.scores("what", documents), whole.scores("what", documents), atol=1e-5)
+
+
 def test_from_pretrained(
     config: T5Config, params: dict, tokenizer: Tokenizer, tmp_path: pathlib.Path
 ) -> None:

@@ -59,7 +59,7 @@ def load_reranker(
     if mesh is None and jax.default_backend() != "cpu" and jax.local_device_count() > 1:
         mesh = make_mesh(devices=jax.local_devices())
     chosen = preset(contract) if isinstance(contract, str) else contract
-    loaded = load_model(checkpoint)
+    loaded = load_model(checkpoint, on_host=True)  # no device need hold all of it
     chosen = chosen or loaded.contract
     if loaded.tokenizer is None or chosen is None:
         # Raises the error which says what is missing and what to do.
