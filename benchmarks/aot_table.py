@@ -233,20 +233,31 @@ def markdown(cells: dict[tuple[str, str, str], dict[str, Any]]) -> str:
 
 
 def write_docs(cache: pathlib.Path, path: pathlib.Path) -> None:
-    """Puts the table of all cells that are there between its marks, and their reports beside it as JSON.
+    """Puts the table of all cells between its marks, and their reports beside it as JSON.
+
+    Cells that the cache lacks, as they were made by other sources, stay as the page has them; a line counts them.
 
     Raises:
       ValueError: the file has no marks.
     """
-    grid = {key: cell(cache, *key, minutes=0.0) for key in itertools.product(SIZES, SLICES, STEPS)}
-    there = {key: report for key, report in grid.items() if report.get("problem") != MISSING}
+    reports = path.with_suffix(".json")
+    kept = json.loads(reports.read_text(encoding="utf-8")) if reports.is_file() else []
+    before_now = {(report["size"], report["slice"], report["step"]): report for report in kept}
+    there, older = {}, 0
+    for key in itertools.product(SIZES, SLICES, STEPS):
+        report = cell(cache, *key, minutes=0.0)
+        if report.get("problem") == MISSING and key in before_now:
+            report, older = before_now[key], older + 1
+        if report.get("problem") != MISSING:
+            there[key] = report
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path} has no {BEGIN} ... {END}")
-    path.write_text(f"{before}{BEGIN}\n{markdown(there)}\n{END}{after}", encoding="utf-8")
-    named = [{"size": key[0], "slice": key[1], **report} for key, report in there.items()]
-    path.with_suffix(".json").write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
+    note = f" {older} of the cells by an earlier state of the sources." if older else ""
+    path.write_text(f"{before}{BEGIN}\n{markdown(there)}{note}\n{END}{after}", encoding="utf-8")
+    named = [{**report, "size": key[0], "slice": key[1], "step": key[2]} for key, report in there.items()]
+    reports.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -95,6 +95,20 @@ def test_other_versions_make_a_cell_anew(
     assert len(log.read_text().splitlines()) == 2
 
 
+def test_cells_of_earlier_sources_stay_on_the_page(
+    log: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "pods.md"
+    page.write_text(f"{aot_table.BEGIN}\n{aot_table.END}\n")
+    flags = [f"--cache={tmp_path / 'cache'}", f"--docs={page}", "--sizes=60m", "--slices=v5e-4"]
+    assert aot_table.main([*flags, "--steps=label,score"]) == 0
+    assert "earlier" not in page.read_text()
+    monkeypatch.setattr(aot_table, "versions", lambda: {"jax": "1", "libtpu": "3"})
+    assert aot_table.main([*flags, "--steps=score"]) == 0
+    assert page.read_text().count("| 60M | v5e-4 |") == 2
+    assert "1 of the cells by an earlier state of the sources." in page.read_text()
+
+
 def test_what_fails_is_named_and_tried_again(
     log: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
