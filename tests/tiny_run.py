@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from inranker_jax import paths
 from tests.tiny_vocabulary import write_spiece
 
 TASK = """
@@ -113,7 +114,7 @@ def environment(folder):
 
 def final_state(output, step=12):
     """Every array of the last checkpoint, optimiser state and RNG included."""
-    folder = pathlib.Path(output, "checkpoints", str(step), "state").absolute()
+    folder = paths.absolute(output) / "checkpoints" / str(step) / "state"
     with ocp.PyTreeCheckpointer() as reader:
         leaves = reader.metadata(folder).item_metadata.tree
         on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), leaves)

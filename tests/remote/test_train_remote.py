@@ -6,11 +6,7 @@ import json
 import os
 import pathlib
 import subprocess
-from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from inranker_jax import paths
@@ -38,13 +34,6 @@ def finish(process: subprocess.Popen[str]) -> str:
     return log
 
 
-def final_state(output: str) -> dict[str, Any]:
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.restore(paths.absolute(output) / "checkpoints" / "12" / "state")
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_in_an_upload_and_continues_elsewhere(
     store: ObjectStore, tmp_path: pathlib.Path
@@ -68,7 +57,8 @@ def test_a_run_in_a_bucket_is_killed_in_an_upload_and_continues_elsewhere(
 
     log = finish(start(setting, "gs://bkt/runs/tiny", store, tmp_path / "machine 2"))
     assert "resuming gs://bkt/runs/tiny at step 4" in log
-    tiny_run.assert_same_bytes(final_state("gs://bkt/runs/tiny"), final_state(str(tmp_path / "local")))
+    local = tiny_run.final_state(tmp_path / "local")
+    tiny_run.assert_same_bytes(tiny_run.final_state("gs://bkt/runs/tiny"), local)
 
     there = [name.removeprefix("runs/tiny/") for name in store.names("bkt", "runs/tiny/")]
     assert {"manifest.json", "config.gin", "tokenizer/tokenizer.json"} <= set(there)
