@@ -215,13 +215,13 @@ def test_a_model_that_is_not_there_is_told_before_the_first_stage(tmp_path, capf
     for flags, message in (
         (
             ["--teacher=ex/nope"],
-            "--teacher: ex/nope: there is no folder of that name, it is not in the local",
+            "--teacher: ex/nope: no folder of that name is here, it is not in the local",
         ),
         (["--teacher=cross-encoder:ex/nope"], "--teacher: ex/nope: no folder of that name is here"),
         ([f"--teacher={tmp_path}/runs"], f"--teacher: {tmp_path}/runs: this folder is no checkpoint"),
         ([f"--teacher=bi-encoder:{teacher}"], f"--teacher: {teacher}: it has no modules.json"),
         ([f"--teacher={teacher}?contract=mono"], "preset 'mono'"),
-        ([f"--teacher={teacher}", "--student=ex/nope"], "--student: ex/nope: there is no folder"),
+        ([f"--teacher={teacher}", "--student=ex/nope"], "--student: ex/nope: no folder of that name"),
         ([f"--teacher={teacher}", f"--student={tmp_path}/runs"], f"Did you mean '{tmp_path}/runs/one'?"),
     ):
         assert adapt.main([*given, *flags]) == 2

@@ -46,6 +46,7 @@ ROWS = (
             "flags",
             "stages",
             "locks",
+            "hub",
             "packing",
             "compilation_cache",
             "distributed",

@@ -218,9 +218,7 @@ def test_a_model_that_is_not_there_is_told_before_anything_is_written(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert label.main(arguments(settings, f"--teacher={spec.format(here=settings.corpus)}")) == 2
     error = capsys.readouterr().err
-    assert re.search("hub was not reached|hub cannot be reached|is no checkpoint|no modules.json", error), (
-        error
-    )
+    assert re.search("hub was not reached|is no checkpoint|no modules.json", error), error
     assert not pathlib.Path(settings.output_dir).exists()
 
 

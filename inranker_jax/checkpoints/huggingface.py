@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inranker_jax import hub
 from inranker_jax.checkpoints import LoadedModel, name_maps, places
 from inranker_jax.checkpoints.folders import replaced_folder
 from inranker_jax.errors import InputError, did_you_mean
@@ -39,7 +40,6 @@ _HUB_FILES = [
     "tokenizer*.json",
     "special_tokens_map.json",
 ]
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # What a folder that `save` may replace can contain, apart from shards.
 _EXPORT_FILES = frozenset(
     (CONFIG, CONTRACT, WEIGHTS, INDEX, *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json")
@@ -96,8 +96,8 @@ def check(path_or_hub_id: str) -> None:
     """
     import huggingface_hub
 
-    if not pathlib.Path(path_or_hub_id).expanduser().exists() and _HUB_ID.fullmatch(path_or_hub_id):
-        with _hub_errors(path_or_hub_id):
+    if not pathlib.Path(path_or_hub_id).expanduser().exists() and hub.HUB_ID.fullmatch(path_or_hub_id):
+        with hub.errors_told(path_or_hub_id):
             config = huggingface_hub.hf_hub_download(path_or_hub_id, CONFIG)
         _read_config(pathlib.Path(config))
         return
@@ -318,7 +318,7 @@ def _resolve(source: str, revision: str | None, cache_dir: str | os.PathLike[str
         raise InputError.at(
             source, None, "it is a file", "the folder of a model", "Give the folder that holds it"
         )
-    if not _HUB_ID.fullmatch(source):
+    if not hub.HUB_ID.fullmatch(source):
         near = did_you_mean(folder.name, _names_beside(folder))
         raise InputError(
             f"{source}: no such folder. Expected a model's folder or a Hugging Face hub id.{near}"
@@ -333,7 +333,7 @@ def _names_beside(folder: pathlib.Path) -> list[str]:
 def _download(hub_id: str, revision: str | None, cache_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     import huggingface_hub
 
-    with _hub_errors(hub_id, revision):
+    with hub.errors_told(hub_id, revision):
         path = huggingface_hub.snapshot_download(
             hub_id,
             revision=revision,
@@ -348,27 +348,6 @@ def _download(hub_id: str, revision: str | None, cache_dir: str | os.PathLike[st
 
 def _has_weights(folder: pathlib.Path) -> bool:
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
-
-
-@contextlib.contextmanager
-def _hub_errors(hub_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turns the hub's errors into words about the model that was asked for."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.LocalEntryNotFoundError as error:
-        raise InputError(
-            f"{hub_id}: there is no folder of that name, it is not in the local Hugging Face cache, and the "
-            "hub cannot be reached. Check the path; or go online (and unset HF_HUB_OFFLINE); or run "
-            f"`hf download {hub_id} --local-dir FOLDER` elsewhere, copy the folder here, and give its path."
-        ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        where = f"{hub_id} at revision {revision}" if revision else hub_id
-        raise InputError(
-            f"{where}: there is no folder of that name and the Hugging Face hub has no such model ({error}). "
-            "Check the spelling; log in with `hf auth login` if the model is private."
-        ) from error
 
 
 def _write_weights(

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from inranker_jax import paths, records
+from inranker_jax import locks, paths, records
 from inranker_jax.corpora import MalformedReport, files, label_store, open_corpus, open_queries_any
 from inranker_jax.corpora.label_folder import FORMAT, INFO, LISTS, Lists, ListsWriter
 from inranker_jax.corpora.label_store import LabelStore, LabelTable
@@ -431,14 +432,6 @@ def _locked(folder: Any) -> Iterator[None]:
         # running any of them again brings it up to date.
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            # No locks on this system. labels.json may then be one process late; running any of them again
-            # brings it up to date.
-            pass
+    # Without locks labels.json may be one process late; running any of them again brings it up to date.
+    with locks.held(folder / ".lock", patience=math.inf):
         yield

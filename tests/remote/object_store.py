@@ -61,6 +61,16 @@ class ObjectStore:
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
+    def when_uploaded(self, name: str, then: Callable[[], None]) -> None:
+        """Calls `then` in place of taking the object of that name, whose upload fails."""
+
+        def fault(method: str, asked: str) -> None:
+            if method == "POST" and asked == name:
+                then()
+                raise StatusError(503)
+
+        self.fault = fault
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"

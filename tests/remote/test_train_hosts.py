@@ -9,7 +9,7 @@ import pytest
 from benchmarks.process_group import Ended, Group
 from tests import tiny_run
 from tests.remote.conftest import environment
-from tests.remote.object_store import ObjectStore, StatusError
+from tests.remote.object_store import ObjectStore
 
 RUN = "gs://bkt/runs/hosts"
 FSDP = (
@@ -40,13 +40,7 @@ def test_hosts_that_die_while_a_checkpoint_is_completed_go_on_from_the_one_befor
     finish(start(setting, str(tmp_path / "disk"), store, tmp_path / "machines 0"))
 
     with start(setting, RUN, store, tmp_path / "machines 1") as group:
-
-        def die(method: str, name: str) -> None:
-            if method == "POST" and name == "runs/hosts/checkpoints/6/commit_success.txt":
-                group.kill(0, 1)
-                raise StatusError(503)
-
-        store.fault = die
+        store.when_uploaded("runs/hosts/checkpoints/6/commit_success.txt", lambda: group.kill(0, 1))
         ended = group.end()
         store.fault = lambda method, name: None
     assert [each.status for each in ended] == [-9, -9], ended[0].stderr + ended[1].stderr

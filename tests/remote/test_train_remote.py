@@ -13,7 +13,7 @@ from inranker_jax import paths
 from inranker_jax.checkpoints import load_model
 from tests import tiny_run
 from tests.remote.conftest import environment
-from tests.remote.object_store import ObjectStore, StatusError
+from tests.remote.object_store import ObjectStore
 
 
 def start(
@@ -42,13 +42,7 @@ def test_a_run_in_a_bucket_is_killed_in_an_upload_and_continues_elsewhere(
     finish(start(setting, str(tmp_path / "local"), store, tmp_path / "machine 0"))
 
     process = start(setting, "gs://bkt/runs/tiny", store, tmp_path / "machine 1")
-
-    def die(method: str, name: str) -> None:
-        if method == "POST" and name == "runs/tiny/checkpoints/6/commit_success.txt":
-            process.kill()
-            raise StatusError(503)
-
-    store.fault = die
+    store.when_uploaded("runs/tiny/checkpoints/6/commit_success.txt", process.kill)
     process.communicate(timeout=300)
     store.fault = lambda method, name: None
     assert process.returncode == -9

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import json
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from inranker_jax import hub
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.labeling.pairs import PairText
 from inranker_jax.labeling.teachers.spec import TeacherSpec
 
 Chunk = Sequence[PairText]
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Other frameworks' copies of the weights, which are never read.
 _NOT_DOWNLOADED = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "tf_*", "rust_*"]
 _DECIDING_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
@@ -98,7 +96,7 @@ def model_folder(source: str) -> pathlib.Path:
         return folder
     if folder.exists():
         raise InputError.at(source, None, "it is a file", "the folder of a model", "Give the folder")
-    if not _HUB_ID.fullmatch(source):
+    if not hub.HUB_ID.fullmatch(source):
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise InputError(
             f"{source}: no such folder. Expected a model's folder or a Hugging Face hub id."
@@ -106,27 +104,8 @@ def model_folder(source: str) -> pathlib.Path:
         )
     import huggingface_hub
 
-    with _hub_errors(source):
+    with hub.errors_told(source):
         return pathlib.Path(huggingface_hub.snapshot_download(source, ignore_patterns=_NOT_DOWNLOADED))
-
-
-@contextlib.contextmanager
-def _hub_errors(source: str) -> Iterator[None]:
-    """Turns the hub's errors into words about the model that was asked for."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.LocalEntryNotFoundError as error:
-        raise InputError(
-            f"{source}: no folder of that name is here, the Hugging Face cache does not hold it, and the hub "
-            "was not reached. Check the path, go online, or copy the model's folder here and give its path."
-        ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise InputError(
-            f"{source}: no folder of that name is here and the Hugging Face hub gave none ({error}). "
-            "Check the spelling; `hf auth login` opens private models."
-        ) from error
 
 
 def check_path(spec: TeacherSpec) -> None:
@@ -139,7 +118,7 @@ def check_path(spec: TeacherSpec) -> None:
     """
     source = spec.path
     path = pathlib.Path(source).expanduser()
-    may_be_hub_id = spec.kind != "run" and _HUB_ID.fullmatch(source) and not source.startswith((".", "~"))
+    may_be_hub_id = spec.kind != "run" and hub.HUB_ID.fullmatch(source) and not source.startswith((".", "~"))
     if "://" in source or may_be_hub_id or path.exists():
         return
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -166,10 +145,10 @@ def check_model(spec: TeacherSpec) -> None:
     plain = spec.kind == "cross-encoder" or "pooling" in spec.options
     name = "config.json" if plain else "modules.json"
     folder = pathlib.Path(spec.path).expanduser()
-    if not folder.exists() and _HUB_ID.fullmatch(spec.path):
+    if not folder.exists() and hub.HUB_ID.fullmatch(spec.path):
         import huggingface_hub
 
-        with _hub_errors(spec.path):
+        with hub.errors_told(spec.path):
             huggingface_hub.hf_hub_download(spec.path, name)
     elif not (model_folder(spec.path) / name).is_file():
         hint = "" if plain else ", or say how the token vectors of a plain encoder are pooled: ?pooling=mean"
