@@ -255,7 +255,7 @@ def test_paths_and_ids_that_do_not_exist(tmp_path):
     with pytest.raises(InputError, match=r"no such folder.*Did you mean 'student'"):
         huggingface.load(tmp_path / "studnet")
     # The session is offline.
-    with pytest.raises(InputError, match=r"nobody/nothing: .*cannot be reached.*hf download nobody/nothing"):
+    with pytest.raises(InputError, match=r"nobody/nothing: .*was not reached.*hf download nobody/nothing"):
         huggingface.load("nobody/nothing", cache_dir=tmp_path)
 
 
