@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from inranker_jax import paths
 from inranker_jax.corpora.label_folder import LabelFolder
 from inranker_jax.data.shares import query_share
 from inranker_jax.errors import InputError, did_you_mean
@@ -70,9 +71,9 @@ class Pipeline:
           InputError: `--evaluate_on` has no judgments.
         """
         self._flags, self._extra = flags, extra
-        self.output = pathlib.Path(flags.output_dir).resolve()
+        self.output = _place(flags.output_dir)
         self.labels, self.student = self.output / "labels", self.output / "student"
-        self._queries = pathlib.Path(flags.queries) if flags.queries else self.output / "queries.jsonl"
+        self._queries = paths.of(flags.queries) if flags.queries else self.output / "queries.jsonl"
         self._run = self.output / "candidates.trec"
         self._judged = _judged_folder(flags)
         malformed = ["--skip_malformed"] if flags.skip_malformed else []
@@ -121,7 +122,7 @@ class Pipeline:
         name: str,
         binary: str,
         arguments: Callable[[], list[str]],
-        output: pathlib.Path,
+        output: Any,
         inputs: Sequence[str] = (),
         **more: Any,
     ) -> Stage:
@@ -150,7 +151,7 @@ class Pipeline:
         files = [f"--queries={self._queries}", f"--candidates={self._run}", f"--output_dir={self.labels}"]
         return [*self._corpus, *files, *own, f"--seed={flags.seed}", *text_only, *price]
 
-    def _verify(self, report: pathlib.Path) -> list[str]:
+    def _verify(self, report: Any) -> list[str]:
         return [f"--labels={self.labels}", f"--plot={self.output / 'labels.png'}", f"--json={report}"]
 
     def _train(self) -> list[str]:
@@ -187,10 +188,10 @@ class Pipeline:
         more = self._extra.get("gin", [])
         return [f"--gin_file={flags.gin_file}", *start, f"--output_dir={self.student}", *gin, *more]
 
-    def _export(self, folder: pathlib.Path) -> list[str]:
+    def _export(self, folder: Any) -> list[str]:
         return [f"--checkpoint={self.student}", f"--output_dir={folder}"]
 
-    def _evaluation(self, name: str, checkpoint: str | pathlib.Path, judged: pathlib.Path) -> Stage:
+    def _evaluation(self, name: str, checkpoint: Any, judged: Any) -> Stage:
         flags, folder = self._flags, self.output / name
         language = json.dumps(flags.language)
         arguments = [
@@ -228,17 +229,22 @@ class Pipeline:
         return f"{counts['pairs']} pairs of {counts['queries']} queries, {distinct} distinct"
 
 
+def _place(path: str) -> Any:
+    """A path as stages are told it, wherever they run: local ones from the root on, without links."""
+    return paths.of(path) if paths.is_remote(path) else pathlib.Path(path).resolve()
+
+
 def _titles_are_queries(flags: argparse.Namespace) -> bool:
     """Whether a document's title became its query: then the pair is judged, and learnt, without the title."""
     return flags.generator == "title" and not flags.queries
 
 
-def _judged_folder(flags: argparse.Namespace) -> pathlib.Path | None:
-    """The BEIR folder to evaluate on: `--evaluate_on`, else the corpus itself where it has judgments."""
-    folder = pathlib.Path(flags.evaluate_on or flags.corpus)
+def _judged_folder(flags: argparse.Namespace) -> Any:
+    """The BEIR folder to evaluate on: `--evaluate_on`, else the corpus itself where it has judgments, else None."""
+    folder = _place(flags.evaluate_on or flags.corpus)
     judgments = folder / "qrels" / f"{flags.split}.tsv"
-    if judgments.is_file():
-        return folder.resolve()
+    if judgments.exists():
+        return folder
     if flags.evaluate_on:
         raise InputError.at(
             judgments, None, "no such file", "a BEIR folder with judgments", "Check --evaluate_on and --split"
@@ -246,12 +252,12 @@ def _judged_folder(flags: argparse.Namespace) -> pathlib.Path | None:
     return None
 
 
-def epochs_in_steps(labels: pathlib.Path, epochs: float, batch_size: int) -> int:
+def epochs_in_steps(labels: paths.PathType, epochs: float, batch_size: int) -> int:
     """Steps that read all labelled pairs `epochs` times, `batch_size` pairs a step."""
     return max(1, math.ceil(epochs * _counts(labels)["pairs"] / batch_size))
 
 
-def validation_share(labels: pathlib.Path, fraction: float) -> float | None:
+def validation_share(labels: paths.PathType, fraction: float) -> float | None:
     """The share of queries to hold out, such that there is a query to validate on and one to train on.
 
     Which side a query falls on is a hash of its text, so a few queries may all fall on one. Then the boundary
@@ -273,12 +279,14 @@ def validation_share(labels: pathlib.Path, fraction: float) -> float | None:
     return fraction if shares[cut - 1] < fraction <= shares[cut] else (shares[cut - 1] + shares[cut]) / 2
 
 
-def _counts(labels: pathlib.Path) -> dict[str, int]:
-    counts: dict[str, int] = json.loads((labels / "labels.json").read_text(encoding="utf-8"))["counts"]
+def _counts(labels: paths.PathType) -> dict[str, int]:
+    counts: dict[str, int] = json.loads((paths.of(labels) / "labels.json").read_text(encoding="utf-8"))[
+        "counts"
+    ]
     return counts
 
 
-def _measured(results: pathlib.Path) -> str:
+def _measured(results: Any) -> str:
     datasets = json.loads(results.read_text(encoding="utf-8"))["datasets"]
     systems = next(iter(datasets.values()))["systems"]
     return "nDCG@10: " + ", ".join(f"{name} {row['ndcg_cut_10']:.4f}" for name, row in systems.items())
@@ -344,7 +352,7 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[st
         "--student",
         help="checkpoint to start from; without it, the recipe's model from random initialisation",
     )
-    add("--output_dir", required=True, help="everything goes there; rerun to resume")
+    add("--output_dir", required=True, help="everything goes there, gs:// and s3:// too; rerun to resume")
     add(
         "--queries",
         help="queries of your own with their documents (InPars JSONL): leaves out stage 'queries'",
@@ -404,7 +412,7 @@ def _check_inputs(flags: argparse.Namespace) -> None:
     check_language(flags.language)
 
 
-def _check_models(flags: argparse.Namespace, record: pathlib.Path) -> None:
+def _check_models(flags: argparse.Namespace, record: Any) -> None:
     """Looks for the models of stages that are still to come, before the first stage costs anything.
 
     Raises:
@@ -433,9 +441,10 @@ def _about(flag: str) -> Iterator[None]:
 
 def adapt(flags: argparse.Namespace, extra: dict[str, list[str]], interruption: Interruption) -> int:
     """Runs the stages and prints the summary. Returns the exit status."""
-    output = pathlib.Path(flags.output_dir)
+    output = _place(flags.output_dir)
+    paths.check_reachable(output)
     _check_models(flags, output / RECORD)
-    output.mkdir(parents=True, exist_ok=True)
+    paths.make_output_folder(output)
     if _titles_are_queries(flags):
         announce("queries: titles (or first sentences) of the documents; no language model writes any.")
     outcomes: list[Outcome] = []

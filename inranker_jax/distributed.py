@@ -69,9 +69,15 @@ def join(
         "process_index": process_index,
     }
     global _count
-    told = _told(given, os.environ)
-    if told is None and managed_by(os.environ) is None:
+    told, launcher = _told(given, os.environ), managed_by(os.environ)
+    if told is None and launcher is None:
         return 0, 1
+    if told is None and launcher == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
+        raise InputError(
+            "this pod belongs to an indexed Job of Kubernetes, of whose other pods JAX learns through the 'kubernetes' "
+            "package, which is not installed. Run `pip install kubernetes` and let the pod's service account read pods "
+            f"and jobs, or set {', '.join(VARIABLES.values())} (JAX_NUM_PROCESSES=1 for a pod on its own)."
+        )
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPUs alone
@@ -87,7 +93,7 @@ def join(
             jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=seconds)
     except (RuntimeError, ValueError) as error:
         raise PeersError(
-            f"could not join the other processes ({told or managed_by(os.environ)}): {error}. Start all of them, with "
+            f"could not join the other processes ({told or launcher}): {error}. Start all of them, with "
             "the same coordinator address, which must be reachable from every host."
         ) from error
     index, count = jax.process_index(), jax.process_count()
@@ -137,13 +143,13 @@ def managed_by(environment: Mapping[str, str]) -> str | None:
         return "Slurm"
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return "Open MPI"
-    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
-        return "Kubernetes"
     if "MEGASCALE_COORDINATOR_ADDRESS" in environment:
         return "Cloud TPU, several slices"
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
     if "," in hosts or _on_tpu_vm(environment):
         return "Cloud TPU"
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        return "Kubernetes"
     return None
 
 
@@ -215,6 +221,19 @@ def barrier(name: str, seconds: float = 7 * 24 * 3600.0) -> None:
     """
     if not alone():
         _client().wait_at_barrier(f"inranker_jax/{name}", round(seconds * 1000))
+
+
+def tell(topic: str, text: str) -> None:
+    """Leaves `text` for the other processes, in place of what this one told before; waits for nobody."""
+    if not alone():
+        import jax
+
+        _client().key_value_set(f"inranker_jax/{topic}/{jax.process_index()}", text, allow_overwrite=True)
+
+
+def told(topic: str) -> list[str]:
+    """What processes told last, in no order: this one's too, and none of those that have told nothing yet."""
+    return [] if alone() else [text for _, text in _client().key_value_dir_get(f"inranker_jax/{topic}/")]
 
 
 def _client() -> Any:

@@ -5,7 +5,8 @@
     python -m inranker_jax.prepare_tfds --from_tfds=beir/scifact:1.0.0 --output_dir=BEIR_FOLDER
 
 Then `tfds.load("my_labels", data_dir=TFDS_FOLDER)` reads it, and a task of `data.add_tfds_task` trains on it.
-Nothing is fetched, except by TFDS for `--from_tfds` of a dataset that it has yet to download.
+All folders may be in gs:// or s3://. Nothing is fetched, except by TFDS for `--from_tfds` of a dataset that it has yet
+to download (to this machine).
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from inranker_jax import locks
+from inranker_jax import locks, paths
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
+from inranker_jax.paths import PathType, is_remote
 from inranker_jax.progress import announce, clock
 from inranker_jax.records import atomic_text
 
@@ -49,7 +50,7 @@ class Stage:
     Attributes:
       name: what the record and the summary call it.
       command: makes the command line, when the stage's turn has come: it may depend on earlier outputs.
-      outputs: files or folders that a finished stage leaves.
+      outputs: paths (local or `epath`) of files or folders that a finished stage leaves.
       inputs: paths that come from outside the pipeline; when one changes, the stage runs again. Of what is no
         local path (a hub id, say), the name alone counts.
       about: reads what the outputs hold, in a few words for the summary.
@@ -62,7 +63,7 @@ class Stage:
 
     name: str
     command: Callable[[], Sequence[str]]
-    outputs: tuple[pathlib.Path, ...]
+    outputs: tuple[Any, ...]
     inputs: tuple[str, ...] = ()
     about: Callable[[], str] = lambda: ""
     hints: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -98,13 +99,13 @@ class StageFailed(Exception):
 
 
 def run_stages(
-    stages: Sequence[Stage], record: pathlib.Path, interruption: Interruption, skipped: Sequence[str] = ()
+    stages: Sequence[Stage], record: PathType, interruption: Interruption, skipped: Sequence[str] = ()
 ) -> Iterator[Outcome]:
     """Runs what is not done yet, and yields an outcome after each stage.
 
     Args:
       stages: in the order in which they depend on each other.
-      record: a JSON file which is brought up to date after each stage.
+      record: a JSON file which is brought up to date after each stage; its folder is locked, unless it is in a store.
       interruption: signals that arrive are passed on to the running stage, which is then waited for.
       skipped: names of stages to leave out.
 
@@ -112,8 +113,7 @@ def run_stages(
       StageFailed: a stage did not end with status 0, or a signal arrived.
       InputError: the record cannot be read, a finished stage had another command, or another process is at work.
     """
-    who = "another command (or a stage that one left behind)"
-    with locks.held(record.with_name(f".{record.name}.lock"), who, _PATIENCE_SECONDS) as lock:
+    with _locked(record) as lock:
         entries = _read(record)
         _check_fixed(stages, entries, record)
         for position, stage in enumerate(stages):
@@ -141,7 +141,16 @@ def run_stages(
             yield Outcome(stage.name, "ran", entry["seconds"], stage.about(), stage.usd())
 
 
-def _check_fixed(stages: Sequence[Stage], entries: dict[str, Any], record: pathlib.Path) -> None:
+def _locked(record: PathType) -> contextlib.AbstractContextManager[int | None]:
+    """Holds the record's folder; yields the lock's descriptor, None in a store, which has no locks."""
+    if is_remote(record):
+        return contextlib.nullcontext()
+    place = pathlib.Path(record)
+    who = "another command (or a stage that one left behind)"
+    return locks.held(place.with_name(f".{place.name}.lock"), who, _PATIENCE_SECONDS)
+
+
+def _check_fixed(stages: Sequence[Stage], entries: dict[str, Any], record: PathType) -> None:
     for stage in stages:
         entry = entries.get(stage.name, {})
         if not (stage.fixed and entry.get("finished") and all(path.exists() for path in stage.outputs)):
@@ -156,7 +165,8 @@ def _check_fixed(stages: Sequence[Stage], entries: dict[str, Any], record: pathl
         if lines:
             shown = "\n".join(lines)
             raise InputError(
-                f"{record.parent} holds what stage {stage.name!r} made with other settings (- then, + now):\n{shown}\n"
+                f"{os.path.dirname(record)} holds what stage {stage.name!r} made with other settings (- then, + now):\n"
+                f"{shown}\n"
                 "Run it with those again, or choose another output folder."
             )
 
@@ -166,7 +176,7 @@ def _run(
     command: Sequence[str],
     entry: dict[str, Any],
     interruption: Interruption,
-    lock: int,
+    lock: int | None,
     save: Callable[[], None],
 ) -> None:
     """Runs one stage and keeps in its entry how that went."""
@@ -185,13 +195,14 @@ def _run(
         raise StageFailed(f"stage {stage.name!r} ended with status {status}. {hint}", status)
 
 
-def _wait(command: Sequence[str], interruption: Interruption, lock: int) -> int:
+def _wait(command: Sequence[str], interruption: Interruption, lock: int | None) -> int:
     """Waits for a command, in a session of its own so that a signal reaches it once, from here.
 
     It inherits the lock: should this process be killed, nobody else begins before the command has ended, too.
     """
     launched = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *command]
-    with subprocess.Popen(launched, start_new_session=True, pass_fds=(lock,)) as process:
+    kept = () if lock is None else (lock,)
+    with subprocess.Popen(launched, start_new_session=True, pass_fds=kept) as process:
         passed_on = False
         while True:
             try:
@@ -208,7 +219,7 @@ def _wait(command: Sequence[str], interruption: Interruption, lock: int) -> int:
 
 
 def _stamp(path: str) -> str | None:
-    """Sizes and times of a file, or of all files of a folder; None where there is neither."""
+    """Sizes and times of a local file, or of all files of a local folder; None where there is neither."""
     place = pathlib.Path(path)
     files = [place] if place.is_file() else sorted(entry for entry in place.rglob("*") if entry.is_file())
     found = [(str(file.relative_to(place)), file.stat()) for file in files]
@@ -216,21 +227,23 @@ def _stamp(path: str) -> str | None:
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16] if described else None
 
 
-def recorded_command(record: pathlib.Path, stage: str) -> list[str]:
+def recorded_command(record: PathType, stage: str) -> list[str]:
     """The command with which a stage ran last; empty before it ever ran."""
     return list(_read(record).get(stage, {}).get("command", []))
 
 
-def is_finished(record: pathlib.Path, stage: str) -> bool:
+def is_finished(record: PathType, stage: str) -> bool:
     """Whether a stage has ended well, with whatever command."""
     return bool(_read(record).get(stage, {}).get("finished"))
 
 
-def _read(record: pathlib.Path) -> dict[str, Any]:
-    if not record.exists():
+def _read(record: PathType) -> dict[str, Any]:
+    try:
+        content = paths.read(record)
+    except FileNotFoundError:
         return {}
     try:
-        entries: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))["stages"]
+        entries: dict[str, Any] = json.loads(content)["stages"]
     except (ValueError, KeyError) as error:
         raise InputError.at(
             record,
@@ -241,6 +254,6 @@ def _read(record: pathlib.Path) -> dict[str, Any]:
     return entries
 
 
-def _write(record: pathlib.Path, entries: dict[str, Any]) -> None:
+def _write(record: PathType, entries: dict[str, Any]) -> None:
     with atomic_text(record) as out:
         json.dump({"stages": entries}, out, indent=1)

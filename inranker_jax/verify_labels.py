@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.flags import Parser, Stopped, run_main
 from inranker_jax.interruption import Interruption
@@ -130,6 +131,8 @@ def verify_all(flags: argparse.Namespace, interruption: Interruption) -> list[Ve
     )
     if flags.plot:
         check_image(flags.plot)
+    for output in filter(None, (flags.plot, flags.json)):
+        paths.check_reachable(output)
 
     def on_progress(pairs: int) -> None:
         announce(f"{name}: {pairs} pairs read")

@@ -36,6 +36,14 @@ def _nobody_said_anything(monkeypatch):
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
         ({"TPU_WORKER_HOSTNAMES": "a"}, None),
+        (
+            {
+                "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+                "JOB_COMPLETION_INDEX": "0",
+                "TPU_WORKER_HOSTNAMES": "a,b",
+            },
+            "Cloud TPU",
+        ),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "Cloud TPU"),
         ({"MEGASCALE_COORDINATOR_ADDRESS": "a:1"}, "Cloud TPU, several slices"),
     ],
@@ -47,6 +55,16 @@ def test_launchers_are_recognised(environment, launcher):
 def test_alone_without_a_word():
     assert distributed.join() == (0, 1)
     assert distributed.alone()
+    distributed.tell("greeting", "hello")
+    assert distributed.told("greeting") == []
+
+
+def test_a_pod_that_cannot_ask_for_the_others_is_told_what_to_install(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install kubernetes.*JAX_COORDINATOR_ADDRESS"):
+        distributed.join()
 
 
 @pytest.mark.parametrize(
@@ -74,8 +92,12 @@ HELLO = """
 from inranker_jax import distributed
 import sys
 index, count = distributed.join()
+distributed.tell("greeting", f"too early from {index}")
+distributed.tell("greeting", f"hello from {index}")
 distributed.barrier("here")
 assert not distributed.alone()
+assert sorted(distributed.told("greeting")) == [f"hello from {other}" for other in range(count)]
+assert distributed.told("nothing") == []
 if index == 1 and "leave" in sys.argv:
     distributed.leave(7)
 if "leave" in sys.argv:

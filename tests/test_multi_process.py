@@ -184,11 +184,11 @@ def test_an_error_of_one_process_ends_all(setting, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_fewer_processes_and_devices(setting, tmp_path):
-    """8 devices in 2 processes, then 2 in 1, then 1: the losses of an undisturbed run."""
+    """8 devices in 2 processes, then 4 in 2, 2 in 1, then 1: the losses of an undisturbed run."""
     steady = run(setting, tmp_path / "steady", 1, 1, *MESH, *DROPOUT)
     output = tmp_path / "elastic"
     shown = []
-    for steps, count, devices in ((4, 2, 4), (8, 1, 2), (12, 1, 1)):
+    for steps, count, devices in ((3, 2, 4), (6, 2, 2), (9, 1, 2), (12, 1, 1)):
         more = (*FSDP, *DROPOUT, f"--gin.TRAIN_STEPS={steps}")
         more += ("--gin.optimizers.warmup_linear_decay.total_steps=12",)
         shown += losses(run(setting, output, count, devices, *more)[0])

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError, did_you_mean
 
 _SHIPPED = "inranker_jax."
@@ -18,6 +19,8 @@ _SHIPPED = "inranker_jax."
 
 def import_task_modules(modules: Sequence[str]) -> None:
     """Imports modules that register tasks: by name (`inranker_jax.tasks.python_docs`) or as a file (`my.py`).
+
+    A file may be in a store; a copy of it is imported.
 
     Raises:
       InputError: there is no such module or file, or a module of the user's raises an error, whose line is named.
@@ -57,7 +60,7 @@ class _NoModuleError(InputError):
 
 
 def _import_file(name: str) -> None:
-    path = pathlib.Path(name).resolve()
+    path = paths.local_copy(name).resolve()
     if not path.is_file():
         raise InputError.at(name, None, "no such task module", "a Python file that registers SeqIO tasks")
     module_name = f"inranker_user_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"

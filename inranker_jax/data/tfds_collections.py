@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -26,12 +26,14 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.utils import gcs_utils
 
+from inranker_jax import paths
 from inranker_jax.corpora import beir
 from inranker_jax.data import features, sources
 from inranker_jax.errors import InputError
 from inranker_jax.records import PathType, atomic_text
 
 VERSION = "1.0.0"
+_MARKER = "dataset_info.json"  # TFDS takes a folder that has it for a dataset
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 LABELLED_FEATURES: dict[str, Any] = {
@@ -138,10 +140,7 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         """
         if self.is_prepared():
             if not overwrite:
-                raise InputError.at(
-                    self.data_dir, None, "this dataset is there already", "a new name",
-                    "Choose another name, or pass --overwrite (overwrite=True) to write it anew",
-                )  # fmt: skip
+                raise _taken(self.data_dir)
             self._replace(num_shards)
         else:
             self._write(num_shards)
@@ -171,6 +170,51 @@ class CollectionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
                 aside.rmtree()
 
 
+def _prepare(
+    name: str,
+    data_dir: PathType,
+    feature_spec: Mapping[str, Any],
+    splits: Mapping[str, Rows],
+    description: str,
+    *,
+    num_shards: int | None,
+    overwrite: bool,
+    check: Check,
+) -> epath.Path:
+    """Writes a dataset, to a store by way of this machine: see `CollectionBuilder`.
+
+    TFDS would write to a store through TensorFlow, which has other credentials than the rest and no `s3://`.
+    """
+    if not paths.is_remote(data_dir):
+        builder = CollectionBuilder(name, data_dir, feature_spec, splits, description, check)
+        return builder.prepare(num_shards, overwrite)
+    paths.check_reachable(data_dir)
+    place = paths.of(data_dir) / name / VERSION
+    if (place / _MARKER).exists() and not overwrite:
+        raise _taken(place)
+    with tempfile.TemporaryDirectory(prefix="inranker_jax.") as aside:
+        builder = CollectionBuilder(name, aside, feature_spec, splits, description, check)
+        written = builder.prepare(num_shards)
+        paths.remove(place)
+        paths.upload(written, place, marker=_MARKER)
+    return epath.Path(place)
+
+
+def _taken(place: PathType) -> InputError:
+    return InputError.at(
+        place, None, "this dataset is there already", "a new name",
+        "Choose another name, or pass --overwrite (overwrite=True) to write it anew",
+    )  # fmt: skip
+
+
+def _local_folder(data_dir: PathType, tfds_name: str) -> str:
+    """A folder of TFDS datasets on this machine that holds the one of that name: a copy of a remote one."""
+    if not paths.is_remote(data_dir):
+        return os.fspath(data_dir)
+    dataset = re.split("[/:]", tfds_name)[0]
+    return os.fspath(paths.local_copy(paths.of(data_dir) / dataset).parent)
+
+
 def prepare_labels(
     name: str,
     data_dir: PathType,
@@ -185,7 +229,7 @@ def prepare_labels(
 
     Args:
       name: name of the dataset.
-      data_dir: folder of TFDS datasets.
+      data_dir: folder of TFDS datasets, local or in a store.
       source: where the examples come from.
       description: what they are, for the dataset's metadata.
       num_shards: files per split.
@@ -201,8 +245,10 @@ def prepare_labels(
     splits = {split: _numbered(source, split) for split in source.splits if _has_rows(source, split)}
     if not splits:
         raise InputError(f"TFDS dataset {name}: the labels hold no examples. Expected at least one.")
-    builder = CollectionBuilder(name, data_dir, LABELLED_FEATURES, splits, description, check)
-    return builder.prepare(num_shards, overwrite)
+    return _prepare(
+        name, data_dir, LABELLED_FEATURES, splits, description,
+        num_shards=num_shards, overwrite=overwrite, check=check,
+    )  # fmt: skip
 
 
 def _has_rows(source: sources.LabelledPairs, split: str) -> bool:
@@ -228,8 +274,8 @@ def prepare_beir(
 
     Args:
       name: name of the dataset.
-      data_dir: folder of TFDS datasets.
-      folder: the BEIR folder; all its qrels files become splits (`dev` becomes `validation`).
+      data_dir: folder of TFDS datasets, local or in a store.
+      folder: the BEIR folder, likewise; all its qrels files become splits (`dev` becomes `validation`).
       num_shards: files per split.
       overwrite: write it anew where there is one.
       check: called before each row; may raise to stop.
@@ -240,7 +286,8 @@ def prepare_beir(
     Raises:
       InputError: as the readers of the BEIR folder do, or the name is taken.
     """
-    qrels = {path.stem: path.stem for path in sorted(pathlib.Path(folder).glob("qrels/*.tsv"))}
+    files = paths.names_below(paths.of(folder) / "qrels")
+    qrels = [name.removesuffix(".tsv") for name in files if name.endswith(".tsv") and "/" not in name]
 
     def queries() -> Iterator[dict[str, Any]]:
         for query in beir.read_queries(folder):
@@ -271,8 +318,10 @@ def prepare_beir(
 
     splits: dict[str, Rows] = {"query": queries, "passage": passages}
     splits |= {"validation" if split == "dev" else split: judged(split) for split in qrels}
-    builder = CollectionBuilder(name, data_dir, BEIR_FEATURES, splits, f"BEIR folder {folder}.", check)
-    return builder.prepare(num_shards, overwrite)
+    return _prepare(
+        name, data_dir, BEIR_FEATURES, splits, f"BEIR folder {folder}.",
+        num_shards=num_shards, overwrite=overwrite, check=check,
+    )  # fmt: skip
 
 
 def _passage(identifier: str, text: str, title: str) -> dict[str, Any]:
@@ -282,7 +331,7 @@ def _passage(identifier: str, text: str, title: str) -> dict[str, Any]:
 
 def write_beir_folder(
     tfds_name: str, output: PathType, data_dir: PathType | None = None, check: Check = lambda: None
-) -> pathlib.Path:
+) -> os.PathLike[str]:
     """Writes a TFDS dataset of the `beir` form as a BEIR folder, which every stage of this project reads.
 
     TFDS prepares the dataset first where it is not in `data_dir`; its own `beir/*` are downloaded then.
@@ -299,13 +348,14 @@ def write_beir_folder(
     Raises:
       InputError: TFDS does not know the dataset, or it has not the form.
     """
+    paths.check_reachable(output)
     builder = open_builder(tfds_name, data_dir)
     if not {"query", "passage"} <= set(builder.info.features or ()) or "passage" not in builder.info.splits:
         raise InputError(
             f"TFDS dataset {tfds_name} has features {sorted(builder.info.features or ())} and splits "
             f"{sorted(builder.info.splits)}. Expected the form of TFDS's beir: splits query and passage."
         )
-    folder = pathlib.Path(output)
+    folder: Any = paths.of(output)
 
     def rows(split: str) -> Iterator[dict[str, Any]]:
         for row in tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)):
@@ -339,8 +389,9 @@ def open_builder(tfds_name: str, data_dir: PathType | None = None) -> Any:
       InputError: there is no such dataset.
     """
     gcs_utils._is_gcs_disabled = True
+    folder = None if data_dir is None else _local_folder(data_dir, tfds_name)
     try:
-        builder = tfds.builder(tfds_name, data_dir=None if data_dir is None else os.fspath(data_dir))
+        builder = tfds.builder(tfds_name, data_dir=folder)
         if not builder.is_prepared():
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
@@ -383,14 +434,14 @@ class PreparedTfds(seqio.TfdsDataSource):
         """SeqIO's lazy loader, once the dataset's folder was seen to be there."""
         folder = os.fspath(self._folder() if callable(self._folder) else self._folder)
         loader = self._tfds_dataset
-        path = epath.Path(folder).joinpath(*str(loader.name).split(":"))
-        if not (path / "dataset_info.json").exists():
+        path = paths.of(folder).joinpath(*str(loader.name).split(":"))
+        if not (path / _MARKER).exists():
             raise InputError.at(
                 path, None, "no prepared TFDS dataset", "its dataset_info.json",
                 self._remedy.format(data_dir=folder),
             )  # fmt: skip
         gcs_utils._is_gcs_disabled = True
-        loader._data_dir = folder
+        loader._data_dir = _local_folder(folder, str(loader.name))
         return loader
 
 

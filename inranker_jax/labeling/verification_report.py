@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError
 from inranker_jax.labeling.verification import QUANTILES, Verification
 from inranker_jax.records import PathType
@@ -104,9 +106,13 @@ def _counts(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 def check_image(path: PathType) -> None:
     """Raises InputError, before the work begins, where `plot` could not write `path`."""
-    if os.path.splitext(os.fspath(path))[1].lower() not in _IMAGES:
+    if _ending(path) not in _IMAGES:
         raise InputError(f"{os.fspath(path)}: expected a name that ends with {', '.join(_IMAGES)}.")
     _figure_class()
+
+
+def _ending(path: PathType) -> str:
+    return os.path.splitext(os.fspath(path))[1].lower()
 
 
 def _figure_class() -> Any:
@@ -124,7 +130,7 @@ def plot(verifications: Sequence[Verification], path: PathType) -> None:
 
     Args:
       verifications: at least one.
-      path: ends with `.png`, `.pdf` or `.svg`; missing folders are made.
+      path: local or remote, ends with `.png`, `.pdf` or `.svg`; missing folders are made.
 
     Raises:
       InputError: another ending, or matplotlib is not installed.
@@ -149,5 +155,6 @@ def plot(verifications: Sequence[Verification], path: PathType) -> None:
             panel.legend(fontsize=8)
     for panel in panels[len(verifications) :]:
         panel.set_visible(False)
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    figure.savefig(path, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, format=_ending(path).removeprefix("."), dpi=120)
+    paths.write(path, image.getvalue())

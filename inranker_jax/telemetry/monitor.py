@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from inranker_jax import paths
-from inranker_jax.progress import announce, clock, host_peak_bytes
+from inranker_jax.progress import announce, clock
 from inranker_jax.telemetry import usage
 from inranker_jax.telemetry.goodput import Goodput
 from inranker_jax.telemetry.phases import TRAINING, Phases
@@ -20,7 +20,6 @@ from inranker_jax.telemetry.writers import Writer, open_writers
 COLUMNS = 110
 # Of each step's metrics, those that are summed rather than averaged.
 _COUNTS = ("documents", "useful_tokens", "tokens")
-_GIB = 2**30
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -171,6 +170,7 @@ class StepMonitor:
     def _log(
         self, step: int, window: Sequence[Mapping[str, float]], learning_rate: float | None, rates: bool
     ) -> None:
+        memory = usage.memory_peaks()
         if not self._writers:
             return
         seconds = self._seconds_of_window()
@@ -191,9 +191,7 @@ class StepMonitor:
                 scalars[f"time/{name}_share"] = seconds[name] / elapsed
         for name in ("compile", "validation", "checkpoint"):
             scalars[f"time/{name}_seconds"] = seconds[name]
-        scalars["memory/host_peak_gib"] = host_peak_bytes() / _GIB
-        if (peak := usage.device_peak_bytes()) is not None:
-            scalars["memory/device_peak_gib"] = peak / _GIB
+        scalars |= memory
         if self._goodput:
             scalars["goodput/share"] = self._goodput.share()
             self._goodput.write(step, hurry=False)

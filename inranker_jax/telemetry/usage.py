@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from inranker_jax import hardware
+from inranker_jax import distributed, hardware
+from inranker_jax.progress import host_peak_bytes
 
 Flops = Callable[[np.ndarray], float]
+
+_GIB = 2**30
+_TOPIC = "memory"
 
 
 def sequence_lengths(batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -69,10 +74,18 @@ def peak_flops(devices: Iterable[Any], dtype: str) -> float | None:
     return sum(chip.peak_flops[dtype] for chip in chips if chip is not None)
 
 
-def device_peak_bytes() -> int | None:
-    """Most memory in use so far on any device of this process; None where its platform does not say (CPU)."""
+def memory_peaks() -> dict[str, float]:
+    """The scalars `memory/*`: the most memory, GiB, that any process (host) and any device has had so far.
+
+    Every process calls this and tells the others, whom it does not wait for: what it hears of them may be one call
+    old. Platforms that say nothing of their devices' memory (CPU) have no `memory/device_peak_gib`.
+    """
     import jax
 
+    peaks = {"memory/host_peak_gib": host_peak_bytes() / _GIB}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
-    return max(peaks, default=None)
+    if of_devices := [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]:
+        peaks["memory/device_peak_gib"] = max(of_devices) / _GIB
+    distributed.tell(_TOPIC, json.dumps(peaks))
+    everybody = [peaks, *map(json.loads, distributed.told(_TOPIC))]
+    return {name: max(found.get(name, 0.0) for found in everybody) for name in peaks}

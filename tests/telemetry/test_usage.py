@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 
 import numpy as np
@@ -63,12 +64,20 @@ def test_there_is_no_peak_of_what_is_not_in_the_table():
     assert usage.peak_flops([], "bfloat16") is None
 
 
-def test_the_largest_peak_of_local_devices_counts(monkeypatch):
+def test_the_largest_peak_of_any_device_and_process_counts(monkeypatch):
     import jax
 
-    stats = [{"peak_bytes_in_use": 5, "bytes_in_use": 9}, {"peak_bytes_in_use": 7}]
+    said = []
+    stats = [{"peak_bytes_in_use": 5 << 30, "bytes_in_use": 9}, {"peak_bytes_in_use": 7 << 30}]
     devices = [types.SimpleNamespace(memory_stats=lambda stat=stat: stat) for stat in stats]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert usage.device_peak_bytes() == 7
-    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=lambda: None)])
-    assert usage.device_peak_bytes() is None
+    monkeypatch.setattr(usage, "host_peak_bytes", lambda: 3 << 30)
+    monkeypatch.setattr(usage.distributed, "tell", lambda topic, text: said.append(text))
+    other = {"memory/host_peak_gib": 4.0, "memory/device_peak_gib": 6.0}
+    monkeypatch.setattr(usage.distributed, "told", lambda topic: [*said, json.dumps(other)])
+    assert usage.memory_peaks() == {"memory/host_peak_gib": 4.0, "memory/device_peak_gib": 7.0}
+    assert json.loads(said[0]) == {"memory/host_peak_gib": 3.0, "memory/device_peak_gib": 7.0}
+
+
+def test_a_platform_that_says_nothing_of_its_memory_has_no_peak():
+    assert list(usage.memory_peaks()) == ["memory/host_peak_gib"]
