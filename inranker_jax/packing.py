@@ -16,8 +16,8 @@ from inranker_jax.errors import InputError, did_you_mean
 
 KINDS = ("auto", "padded", "bucketed", "packed")
 
-DEFAULT_LENGTHS = (*range(32, 129, 16), *range(160, 257, 32), *range(320, 513, 64), *range(640, 4097, 256))
-"""Row lengths of the bucketed layout where none are given: 15 up to 512 tokens, of which a collection uses about 10."""
+DEFAULT_LENGTHS = (*range(32, 129, 8), *range(144, 257, 16), *range(288, 513, 32), *range(640, 4097, 256))
+"""Row lengths of the bucketed layout where none are given: 29 up to 512 tokens, each compiled when first needed."""
 
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 16384
 _TOKENS_PER_SLOT = 32

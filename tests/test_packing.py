@@ -115,8 +115,8 @@ def test_resolving_sets_every_field_and_is_idempotent():
 def test_lengths_end_with_the_longest():
     assert Layout("bucketed", lengths=[96, 32, 32, 900]).resolve("cpu", 512).lengths == (32, 96, 512)
     assert Layout("padded").resolve("cpu", 100).lengths == (100,)
-    assert Layout("bucketed").resolve("cpu", 64).lengths == (32, 48, 64)
-    assert len(Layout("bucketed").resolve("cpu", 512).lengths) == 15
+    assert Layout("bucketed").resolve("cpu", 64).lengths == (32, 40, 48, 56, 64)
+    assert len(Layout("bucketed").resolve("cpu", 512).lengths) == 29
     edges = Layout("bucketed").resolve("cpu", 5000).lengths
     assert list(edges) == sorted(set(edges))
     assert edges[-1] == 5000
