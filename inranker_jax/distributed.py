@@ -76,7 +76,7 @@ def join(
         raise InputError(
             "this pod belongs to an indexed Job of Kubernetes, of whose other pods JAX learns through the 'kubernetes' "
             "package, which is not installed. Run `pip install kubernetes` and let the pod's service account read pods "
-            f"and jobs, or set {', '.join(VARIABLES.values())} (JAX_NUM_PROCESSES=1 for a pod on its own)."
+            f"and jobs, or set {', '.join(VARIABLES.values())} (localhost:8476, 1 and 0 for a pod on its own)."
         )
     import jax
 
@@ -148,9 +148,8 @@ def managed_by(environment: Mapping[str, str]) -> str | None:
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
     if "," in hosts or _on_tpu_vm(environment):
         return "Cloud TPU"
-    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
-        return "Kubernetes"
-    return None
+    in_job = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    return "Kubernetes" if in_job and not hosts else None  # a pod that has all of its slice is alone
 
 
 def _on_tpu_vm(environment: Mapping[str, str]) -> bool:

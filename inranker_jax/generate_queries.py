@@ -78,7 +78,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--corpus", required=True, help="the documents, in any format that `corpora.open_corpus` reads")
     add("--corpus_format", default="auto", help="beir, tsv, jsonl, parquet, ...")
     add("--skip_malformed", action="store_true", help="leave bad rows of the corpus out, and count them")
-    add("--output", required=True, help="the queries: a local .jsonl or .jsonl.gz")
+    add("--output", required=True, help="the queries: a .jsonl or .jsonl.gz")
     add("--journal", help="every answer before filters (default: NAME.generated.jsonl beside the output)")
     add("--generator", required=True, help="openai:URL, local:PATH_OR_HUB_NAME, or title (no language model)")
     add("--num_documents", type=natural, default=100_000, help="documents to sample; 0 for all")

@@ -20,7 +20,7 @@ def errors_told(hub_id: str, revision: str | None = None) -> Iterator[None]:
       revision: its revision, if one was asked for.
 
     Raises:
-      InputError: the hub was not reached, or has no such model.
+      InputError: the hub was not reached, or has no such model for this user.
     """
     from huggingface_hub import errors
 
@@ -35,6 +35,6 @@ def errors_told(hub_id: str, revision: str | None = None) -> Iterator[None]:
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         where = f"{hub_id} at revision {revision}" if revision else hub_id
         raise InputError(
-            f"{where}: no folder of that name is here and the Hugging Face hub has no such model ({error}). "
+            f"{where}: no folder of that name is here and the Hugging Face hub did not give it ({error}). "
             "Check the spelling; log in with `hf auth login` if the model is private."
         ) from error

@@ -299,7 +299,11 @@ def local_copy(path: PathType) -> pathlib.Path:
     if not is_remote(path):
         return pathlib.Path(path)
     files, inside = _file_system(path)
-    found = _listing(files, inside)
+    try:
+        found = _listing(files, inside)
+    except Exception:
+        check_reachable(path)  # in words, if it is the bucket or the rights
+        raise
     if not found:
         raise InputError.at(path, None, "no such file or folder", remedy="Check the path")
     described = [f"{name}\0{size}\0{version}" for name, (size, version) in sorted(found.items())]

@@ -6,7 +6,7 @@
 
 Then `tfds.load("my_labels", data_dir=TFDS_FOLDER)` reads it, and a task of `data.add_tfds_task` trains on it.
 All folders may be in gs:// or s3://. Nothing is fetched, except by TFDS for `--from_tfds` of a dataset that it has yet
-to download (to this machine).
+to download (into a local --data_dir).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--corpus", required=True, help="documents: a file, folder, glob or comma-separated parts")
     add("--queries", required=True, help="queries: a file, or a BEIR folder")
-    add("--output", required=True, help="the TREC run to write (local; .gz compresses)")
+    add("--output", required=True, help="the TREC run to write (.gz compresses)")
     add("--corpus_format", default="auto", help="beir, tsv, jsonl, parquet, inpars, flagembedding or auto")
     add("--queries_format", default="auto", help="as --corpus_format")
     add("--depth", type=flag_types.positive, default=1000, help="candidates of a query at most (1000)")

@@ -124,15 +124,15 @@ def run_stages(
                 yield Outcome(stage.name, "left out", 0.0, "")
                 continue
             command, stamps = list(stage.command()), {path: _stamp(path) for path in stage.inputs}
-            known = {"command": command, "inputs": stamps}
+            same = _settings(entry) == command[1:] and entry.get("inputs") == stamps
             exists = all(path.exists() for path in stage.outputs)
-            if exists and entry.get("finished") and known.items() <= entry.items():
+            if exists and entry.get("finished") and same:
                 announce(f"{title}: done before ({clock(entry['seconds'])})")
                 yield Outcome(stage.name, "done before", entry["seconds"], stage.about(), stage.usd())
                 continue
-            if not known.items() <= entry.items():
+            if not same:
                 entry.update(seconds=0.0, sessions=0)
-            entry.update(known, finished=None, sessions=entry["sessions"] + 1)
+            entry.update(command=command, inputs=stamps, finished=None, sessions=entry["sessions"] + 1)
             for later in stages[position + 1 :]:
                 entries.get(later.name, {})["finished"] = None
             _write(record, entries)
@@ -157,7 +157,7 @@ def _check_fixed(stages: Sequence[Stage], entries: dict[str, Any], record: PathT
             continue
         old, new = (
             [part for part in command if part.partition("=")[0] not in stage.free]
-            for command in (entry["command"], list(stage.command()))
+            for command in (_settings(entry), list(stage.command())[1:])
         )
         lines = [f"- {part}" for part in old if part not in new] + [
             f"+ {part}" for part in new if part not in old
@@ -169,6 +169,11 @@ def _check_fixed(stages: Sequence[Stage], entries: dict[str, Any], record: PathT
                 f"{shown}\n"
                 "Run it with those again, or choose another output folder."
             )
+
+
+def _settings(entry: dict[str, Any]) -> list[str]:
+    """A recorded command without its program: another machine's Python lies elsewhere."""
+    return list(entry.get("command", []))[1:]
 
 
 def _run(
@@ -240,7 +245,7 @@ def is_finished(record: PathType, stage: str) -> bool:
 def _read(record: PathType) -> dict[str, Any]:
     try:
         content = paths.read(record)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     try:
         entries: dict[str, Any] = json.loads(content)["stages"]

@@ -16,6 +16,7 @@ from inranker_jax import distributed
 from inranker_jax.errors import InputError, PeersError
 from inranker_jax.interruption import Interruption
 
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
 ALL = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -34,16 +35,10 @@ def _nobody_said_anything(monkeypatch):
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "Slurm"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+        (POD, "Kubernetes"),
         ({"TPU_WORKER_HOSTNAMES": "a"}, None),
-        (
-            {
-                "KUBERNETES_SERVICE_HOST": "10.0.0.1",
-                "JOB_COMPLETION_INDEX": "0",
-                "TPU_WORKER_HOSTNAMES": "a,b",
-            },
-            "Cloud TPU",
-        ),
+        ({**POD, "TPU_WORKER_HOSTNAMES": "a,b"}, "Cloud TPU"),
+        ({**POD, "TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "true"}, None),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "Cloud TPU"),
         ({"MEGASCALE_COORDINATOR_ADDRESS": "a:1"}, "Cloud TPU, several slices"),
     ],
@@ -60,8 +55,8 @@ def test_alone_without_a_word():
 
 
 def test_a_pod_that_cannot_ask_for_the_others_is_told_what_to_install(monkeypatch):
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    for name, value in POD.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install kubernetes.*JAX_COORDINATOR_ADDRESS"):
         distributed.join()

@@ -93,7 +93,7 @@ def _errors_located(name: str) -> Iterator[None]:
         place, raised_at = _places(name, error)
         said = f"{error.msg}: {(error.text or '').strip()}" if isinstance(error, SyntaxError) else f"{error}"
         within = f" (raised at {raised_at})" if raised_at else ""
-        again = f"python {name}" if name.endswith(".py") else f"python -m {name}"
+        again = f"python {paths.local_copy(name)}" if name.endswith(".py") else f"python -m {name}"
         raise InputError(
             f"{place}: {type(error).__name__}: {said.rstrip('. ')}{within}. Correct the task module; `{again}` shows "
             "the whole traceback."

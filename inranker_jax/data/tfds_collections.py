@@ -12,6 +12,7 @@ look at its cloud bucket is switched off.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -183,7 +184,8 @@ def _prepare(
 ) -> epath.Path:
     """Writes a dataset, to a store by way of this machine: see `CollectionBuilder`.
 
-    TFDS would write to a store through TensorFlow, which has other credentials than the rest and no `s3://`.
+    TFDS would write to a store through TensorFlow, which has other credentials than the rest and no `s3://`. An older
+    dataset there is removed when the new one is ready to be uploaded; until that has ended there is none.
     """
     if not paths.is_remote(data_dir):
         builder = CollectionBuilder(name, data_dir, feature_spec, splits, description, check)
@@ -195,6 +197,7 @@ def _prepare(
     with tempfile.TemporaryDirectory(prefix="inranker_jax.") as aside:
         builder = CollectionBuilder(name, aside, feature_spec, splits, description, check)
         written = builder.prepare(num_shards)
+        paths.remove(place / _MARKER)
         paths.remove(place)
         paths.upload(written, place, marker=_MARKER)
     return epath.Path(place)
@@ -208,11 +211,32 @@ def _taken(place: PathType) -> InputError:
 
 
 def _local_folder(data_dir: PathType, tfds_name: str) -> str:
-    """A folder of TFDS datasets on this machine that holds the one of that name: a copy of a remote one."""
+    """A folder of TFDS datasets on this machine that holds the one of that name: a copy of a remote one.
+
+    Raises:
+      InputError: a remote one is not there.
+    """
     if not paths.is_remote(data_dir):
         return os.fspath(data_dir)
-    dataset = re.split("[/:]", tfds_name)[0]
-    return os.fspath(paths.local_copy(paths.of(data_dir) / dataset).parent)
+    dataset, _, version = tfds_name.partition(":")
+    place = paths.of(data_dir) / dataset
+    paths.check_reachable(place)
+    whole = [
+        name.split("/")[0] for name in paths.names_below(place) if re.fullmatch(rf"[^/]+/{_MARKER}", name)
+    ]
+    found = [other for other in whole if version in ("", other)]
+    if not found:
+        raise InputError.at(
+            place, None, "no prepared TFDS dataset", f"{version or 'VERSION'}/{_MARKER}",
+            "Prepare it with `python -m inranker_jax.prepare_tfds`, or copy it there",
+        )  # fmt: skip
+    newest = max(found, key=lambda other: [int(part) for part in re.findall("[0-9]+", other)])
+    copy = paths.local_copy(place / newest)
+    link = copy.parent / dataset / newest  # TFDS finds a dataset by the names of its folders
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(copy)
+    return os.fspath(copy.parent)
 
 
 def prepare_labels(
@@ -286,6 +310,7 @@ def prepare_beir(
     Raises:
       InputError: as the readers of the BEIR folder do, or the name is taken.
     """
+    paths.check_reachable(folder)
     files = paths.names_below(paths.of(folder) / "qrels")
     qrels = [name.removesuffix(".tsv") for name in files if name.endswith(".tsv") and "/" not in name]
 
@@ -334,7 +359,7 @@ def write_beir_folder(
 ) -> os.PathLike[str]:
     """Writes a TFDS dataset of the `beir` form as a BEIR folder, which every stage of this project reads.
 
-    TFDS prepares the dataset first where it is not in `data_dir`; its own `beir/*` are downloaded then.
+    TFDS prepares the dataset first where it is not in a local `data_dir`; its own `beir/*` are downloaded then.
 
     Args:
       tfds_name: `beir/scifact:1.0.0`, or the name of one that `prepare_beir` wrote.
@@ -383,7 +408,7 @@ def write_beir_folder(
 
 
 def open_builder(tfds_name: str, data_dir: PathType | None = None) -> Any:
-    """Opens a TFDS dataset, preparing it where it is known to TFDS and not prepared yet.
+    """Opens a TFDS dataset, preparing it where it is known to TFDS and not prepared yet (not in a store).
 
     Raises:
       InputError: there is no such dataset.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -23,13 +24,27 @@ LATER = ("train", "export", "evaluate_before", "evaluate")
 
 
 def run(store: ObjectStore, machine: pathlib.Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Runs `adapt` in a folder of the machine's own, with a Python that lies there."""
     command = [
-        *(sys.executable, "-m", "inranker_jax.adapt", "--corpus=gs://bkt/in/corpus", "--output_dir=gs://bkt/out"),
+        *(python(machine), "-m", "inranker_jax.adapt", "--corpus=gs://bkt/in/corpus", "--output_dir=gs://bkt/out"),
         *("--teacher=gs://bkt/in/teacher", "--student=gs://bkt/in/student", "--negatives=3", "--train_steps=2"),
         *("--batch_size=4", "--evaluation_depth=5", "--gin.train.lengths=(64,)", *more),
     ]  # fmt: skip
     variables = {**os.environ, **environment(store.url, str(machine))}
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(
+        command, cwd=machine, env=variables, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+def python(machine: pathlib.Path) -> str:
+    """The path of an interpreter like this one, in a virtual environment that borrows the packages of this one's."""
+    environment, prefix = machine / "venv", pathlib.Path(sys.prefix)
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").symlink_to(sys.executable)
+    (environment / "lib").symlink_to(prefix / "lib")
+    if (prefix / "pyvenv.cfg").exists():
+        shutil.copy(prefix / "pyvenv.cfg", environment)
+    return str(environment / "bin" / "python")
 
 
 @pytest.mark.slow
@@ -51,7 +66,7 @@ def test_another_machine_goes_on_with_what_the_bucket_holds(
     assert looked.returncode == 1, looked.stderr  # a random teacher labels badly
     assert store.buckets["bkt"]["out/labels.png"].data.startswith(b"\x89PNG")
     (verified,) = json.loads(store.buckets["bkt"]["out/verification.json"].data)["labels"]
-    assert verified["figures"]["pairs"] == 24 * 4
+    assert verified["pairs"] == 24 * 4
 
     ended = run(store, tmp_path / "machine 3", "--skip=verify")
     assert ended.returncode == 0, ended.stderr
@@ -63,8 +78,7 @@ def test_another_machine_goes_on_with_what_the_bucket_holds(
     )
     assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(before, after, strict=True))
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(after, exported, strict=True))
-    assert not list(tmp_path.glob("gs:*")), "nothing was written here under the bucket's name"
-    assert not pathlib.Path("gs:").exists()
+    assert not list(tmp_path.glob("machine */gs:*")), "nothing was written there under the bucket's name"
 
 
 @pytest.mark.slow

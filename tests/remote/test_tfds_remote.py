@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import pathlib
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from inranker_jax import data, paths, prepare_tfds
+from inranker_jax.errors import InputError
 from tests.data import label_folders as toy
 from tests.remote.object_store import ObjectStore
 
@@ -73,3 +75,52 @@ def test_a_beir_folder_of_a_bucket_and_back(store: ObjectStore, folder: pathlib.
     assert prepare_tfds.main(back) == 0
     assert store.names("bkt", "back/") == ["back/corpus.jsonl", "back/qrels/test.tsv", "back/queries.jsonl"]
     assert store.buckets["bkt"]["back/qrels/test.tsv"].data == (source / "qrels" / "test.tsv").read_bytes()
+
+
+def test_an_upload_that_breaks_off_leaves_no_dataset(
+    store: ObjectStore, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [f"--labels={folder}", "--name=toy_labels", "--data_dir=gs://bkt/tfds"]
+    assert prepare_tfds.main(flags) == 0
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("the line is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "upload", broken)
+        with pytest.raises(OSError, match="the line is down"):
+            prepare_tfds.main([*flags, "--overwrite"])
+    assert "tfds/toy_labels/1.0.0/dataset_info.json" not in store.names("bkt")
+    assert prepare_tfds.main(flags) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--beir=gs://typo/in", "--name=toy", "--data_dir=gs://bkt/tfds"], "there is no bucket 'typo'"),
+        (
+            ["--from_tfds=toy", "--data_dir=gs://typo/tfds", "--output_dir=gs://bkt/out"],
+            "there is no bucket 'typo'",
+        ),
+        (
+            ["--from_tfds=beir/x:1.0.0", "--data_dir=gs://bkt/tfds", "--output_dir=gs://bkt/out"],
+            "gs://bkt/tfds/beir/x: no prepared TFDS dataset",
+        ),
+    ],
+)
+def test_what_is_not_there_is_told(
+    store: ObjectStore, flags: list[str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare_tfds.main(flags) == 2
+    assert words in capfd.readouterr().err
+
+
+def test_a_task_file_of_a_bucket(store: ObjectStore, tmp_path: pathlib.Path) -> None:
+    paths.write("gs://bkt/task.py", "import builtins\nbuiltins.the_bucket_was_here = True\n")
+    data.import_task_modules(["gs://bkt/task.py"])
+    assert builtins.the_bucket_was_here  # type: ignore[attr-defined]
+    paths.write("gs://bkt/broken.py", "a = 1\nb = 1 / 0\n")
+    with pytest.raises(InputError, match=r"gs://bkt/broken.py:2: ZeroDivisionError.*`python /.*broken.py`"):
+        data.import_task_modules(["gs://bkt/broken.py"])
+    with pytest.raises(InputError, match="there is no bucket 'typo'"):
+        data.import_task_modules(["gs://typo/task.py"])

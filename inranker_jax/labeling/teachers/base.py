@@ -147,10 +147,17 @@ def check_model(spec: TeacherSpec) -> None:
     folder = pathlib.Path(spec.path).expanduser()
     if not folder.exists() and hub.HUB_ID.fullmatch(spec.path):
         import huggingface_hub
+        from huggingface_hub import errors
 
         with hub.errors_told(spec.path):
-            huggingface_hub.hf_hub_download(spec.path, name)
-    elif not (model_folder(spec.path) / name).is_file():
+            try:
+                huggingface_hub.hf_hub_download(spec.path, name)
+                there = True
+            except errors.RemoteEntryNotFoundError:
+                there = False
+    else:
+        there = (model_folder(spec.path) / name).is_file()
+    if not there:
         hint = "" if plain else ", or say how the token vectors of a plain encoder are pooled: ?pooling=mean"
         raise InputError.at(spec.path, None, f"it has no {name}", f"a {spec.kind}", f"Check the path{hint}")
 
