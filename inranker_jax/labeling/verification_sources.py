@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from inranker_jax import paths
 from inranker_jax.corpora import inranker, open_corpus, open_queries_any
 from inranker_jax.corpora.label_folder import INFO, LISTS, LabelFolder
 from inranker_jax.corpora.label_store import pair_key
@@ -226,8 +227,9 @@ def open_sources(
 
 def _form_of(path: PathType) -> str:
     name = os.fspath(path)
-    if os.path.isdir(name):
-        if not any(os.path.exists(os.path.join(name, file)) for file in (LISTS, INFO)):
+    folder = paths.of(name)
+    if folder.is_dir():
+        if not any((folder / file).exists() for file in (LISTS, INFO)):
             raise InputError.at(
                 path,
                 None,

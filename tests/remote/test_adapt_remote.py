@@ -58,20 +58,16 @@ def test_another_machine_goes_on_with_what_the_bucket_holds(
     for seed, name in enumerate(("teacher", "student")):
         paths.upload(write_model(tmp_path / name, vocabulary, seed), f"gs://bkt/in/{name}")
 
-    begun = run(store, tmp_path / "machine 1", f"--skip={','.join(('verify', *LATER))}")
+    begun = run(store, tmp_path / "machine 1", f"--skip={','.join(LATER)}")
     assert begun.returncode == 0, begun.stderr
-    assert [name for name, status in statuses(begun.stdout).items() if status == "ran"] == STAGES[:3]
-
-    looked = run(store, tmp_path / "machine 2", f"--skip={','.join(LATER)}")
-    assert looked.returncode == 1, looked.stderr  # a random teacher labels badly
+    assert [name for name, status in statuses(begun.stdout).items() if status == "ran"] == STAGES[:4]
     assert store.buckets["bkt"]["out/labels.png"].data.startswith(b"\x89PNG")
     (verified,) = json.loads(store.buckets["bkt"]["out/verification.json"].data)["labels"]
     assert verified["pairs"] == 24 * 4
 
-    ended = run(store, tmp_path / "machine 3", "--skip=verify")
+    ended = run(store, tmp_path / "machine 2")
     assert ended.returncode == 0, ended.stderr
-    done = dict.fromkeys(STAGES[:3], "done before") | {"verify": "left out"} | dict.fromkeys(LATER, "ran")
-    assert statuses(ended.stdout) == done
+    assert statuses(ended.stdout) == dict.fromkeys(STAGES[:4], "done before") | dict.fromkeys(LATER, "ran")
     before, after, exported = (
         jax.tree.leaves(load_model(f"gs://bkt/{name}").params)
         for name in ("in/student", "out/student", "out/export")
