@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,7 +75,7 @@ def report_student(
     systems["untrained student"] = score_with(untrained)
     systems["trained student"] = score_with(best)
     if teacher_run:
-        systems["teacher"] = read_run(pathlib.Path(folder, teacher_run))
+        systems["teacher"] = read_run(paths.of(folder) / teacher_run)
     report = evaluate_systems(data, candidates, systems, depth, measures, split=split, announce=announce)
     report.write(paths.of(model_dir) / REPORT)
     announce(
