@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inranker_jax import records
+from inranker_jax import paths, records
 from inranker_jax.errors import InputError, did_you_mean, json_problem
 from inranker_jax.records import PathType
 
@@ -207,14 +207,14 @@ def tokenizer_cutter(source: str) -> Cutter:
     """A function that cuts a text after a number of tokens of a real vocabulary.
 
     Args:
-      source: a `tokenizer.json`, a folder that holds one, or a model on the Hugging Face hub.
+      source: a `tokenizer.json` or a folder that holds one, local or remote, or a model on the Hugging Face hub.
 
     Raises:
       InputError: there is no such tokenizer.
     """
     from tokenizers import Tokenizer
 
-    path = pathlib.Path(source)
+    path = paths.local_copy(source)
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.exists() else Tokenizer.from_pretrained(source)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from inranker_jax import paths
 from inranker_jax.corpora import open_corpus, open_queries_any
 from inranker_jax.corpora.beir import BeirCollection
 from inranker_jax.errors import InputError
+from inranker_jax.labeling.teachers import check_model, parse_spec
+from inranker_jax.prompts import preset
+from inranker_jax.query_generation.templates import tokenizer_cutter
 from inranker_jax.records import atomic_text, read_qrels, read_run, write_run
 from tests.remote.object_store import ObjectStore
+from tests.test_adapt import write_model
+from tests.tiny_vocabulary import write_spiece
 
 
 def _parts(place: str) -> None:
@@ -73,3 +80,22 @@ def test_what_is_missing_is_named(store: ObjectStore, monkeypatch: pytest.Monkey
     for path in ("gs://bkt/c.tsv", "gs://bkt/*.tsv"):
         with pytest.raises(InputError, match=r"needs? the 'gcsfs' package.*inranker_jax\[gcs\]"):
             open_corpus(path)
+
+
+def test_the_contract_of_a_teacher_lies_in_a_bucket(store: ObjectStore, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "vocabulary").mkdir()
+    write_spiece(tmp_path / "vocabulary", size=300)
+    teacher = write_model(tmp_path / "teacher", tmp_path / "vocabulary", seed=1)
+    paths.write("gs://bkt/contract.json", json.dumps(preset("monot5").to_dict()))
+    check_model(parse_spec(f"{teacher}?contract=gs://bkt/contract.json"))
+    paths.write("gs://bkt/broken.json", "{")
+    with pytest.raises(InputError, match=r"broken\.json"):
+        check_model(parse_spec(f"{teacher}?contract=gs://bkt/broken.json"))
+
+
+def test_a_tokenizer_that_cuts_documents_lies_in_a_bucket(store: ObjectStore) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "one": 1, "two": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    paths.write("gs://bkt/vocabulary/tokenizer.json", tokenizer.to_str())
+    for source in ("gs://bkt/vocabulary", "gs://bkt/vocabulary/tokenizer.json"):
+        assert tokenizer_cutter(source)("one two one two", 2).strip() == "one two"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inranker_jax import paths
 from inranker_jax.errors import InputError
 from inranker_jax.labeling.teachers.base import Chunk, check_finite, read_json, split_margin, strip_pair
 from inranker_jax.labeling.teachers.spec import TeacherSpec
@@ -260,7 +261,7 @@ def _contract(given: str | None) -> ScoringContract | None:
     if given is None:
         return None
     if given.endswith(".json") or os.path.exists(given):
-        return ScoringContract.from_dict(read_json(pathlib.Path(given)))
+        return ScoringContract.from_dict(read_json(paths.local_copy(given)))
     return preset(given)
 
 
