@@ -16,7 +16,7 @@ Apache Beam and `pip install importlib_resources`); the tasks read the folder in
 from __future__ import annotations
 
 from inranker_jax.data.tasks import data_path
-from inranker_jax.data.tfds_collections import add_judged_task
+from inranker_jax.data.tfds_tasks import add_judged_task
 
 # TFDS has no other splits of queries for these; its splits `query` and `passage` are the texts.
 SPLITS = {

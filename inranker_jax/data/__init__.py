@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from inranker_jax.data.store import Example, ExampleStore
     from inranker_jax.data.task_modules import import_task_modules
     from inranker_jax.data.tasks import add_labelled_task, data_path
-    from inranker_jax.data.tfds_collections import add_tfds_task
+    from inranker_jax.data.tfds_tasks import add_tfds_task
 
 __all__ = [
     "OUTPUT_FEATURES",
@@ -54,7 +54,7 @@ _HOMES = {
     "LabelFolderReader": "label_folders",
     "add_label_folder_task": "label_folders",
     "temperature": "rates",
-    "add_tfds_task": "tfds_collections",
+    "add_tfds_task": "tfds_tasks",
     "open_stores": "registry",
     "open_stream": "registry",
     "LabelledPairs": "sources",

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets: any prepared folder as a TFDS dataset, and TFDS datasets as tasks and as folders.
+"""TensorFlow Datasets: any prepared folder as a TFDS dataset, and TFDS datasets as folders; see `tfds_tasks` for tasks.
 
 `prepare_labels` and `prepare_beir` write a dataset which `tfds.load(name, data_dir=...)`,
 `tfds.builder_from_directory` and `seqio.TfdsDataSource` read without this package. Nothing is fetched: TFDS's
@@ -17,24 +17,23 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import seqio
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.utils import gcs_utils
 
 from inranker_jax import paths
 from inranker_jax.corpora import beir
-from inranker_jax.data import features, sources
+from inranker_jax.data import sources
 from inranker_jax.errors import InputError
 from inranker_jax.records import PathType, atomic_text
 
 VERSION = "1.0.0"
-_MARKER = "dataset_info.json"  # TFDS takes a folder that has it for a dataset
+MARKER = "dataset_info.json"
+"""The file by which TFDS knows the folder of a dataset."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 LABELLED_FEATURES: dict[str, Any] = {
@@ -192,14 +191,14 @@ def _prepare(
         return builder.prepare(num_shards, overwrite)
     paths.check_reachable(data_dir)
     place = paths.of(data_dir) / name / VERSION
-    if (place / _MARKER).exists() and not overwrite:
+    if (place / MARKER).exists() and not overwrite:
         raise _taken(place)
     with tempfile.TemporaryDirectory(prefix="inranker_jax.") as aside:
         builder = CollectionBuilder(name, aside, feature_spec, splits, description, check)
         written = builder.prepare(num_shards)
-        paths.remove(place / _MARKER)
+        paths.remove(place / MARKER)
         paths.remove(place)
-        paths.upload(written, place, marker=_MARKER)
+        paths.upload(written, place, marker=MARKER)
     return epath.Path(place)
 
 
@@ -210,7 +209,7 @@ def _taken(place: PathType) -> InputError:
     )  # fmt: skip
 
 
-def _local_folder(data_dir: PathType, tfds_name: str) -> str:
+def local_folder(data_dir: PathType, tfds_name: str) -> str:
     """A folder of TFDS datasets on this machine that holds the one of that name: a copy of a remote one.
 
     Raises:
@@ -222,12 +221,12 @@ def _local_folder(data_dir: PathType, tfds_name: str) -> str:
     place = paths.of(data_dir) / dataset
     paths.check_reachable(place)
     whole = [
-        name.split("/")[0] for name in paths.names_below(place) if re.fullmatch(rf"[^/]+/{_MARKER}", name)
+        name.split("/")[0] for name in paths.names_below(place) if re.fullmatch(rf"[^/]+/{MARKER}", name)
     ]
     found = [other for other in whole if version in ("", other)]
     if not found:
         raise InputError.at(
-            place, None, "no prepared TFDS dataset", f"{version or 'VERSION'}/{_MARKER}",
+            place, None, "no prepared TFDS dataset", f"{version or 'VERSION'}/{MARKER}",
             "Prepare it with `python -m inranker_jax.prepare_tfds`, or copy it there",
         )  # fmt: skip
     newest = max(found, key=lambda other: [int(part) for part in re.findall("[0-9]+", other)])
@@ -414,7 +413,7 @@ def open_builder(tfds_name: str, data_dir: PathType | None = None) -> Any:
       InputError: there is no such dataset.
     """
     gcs_utils._is_gcs_disabled = True
-    folder = None if data_dir is None else _local_folder(data_dir, tfds_name)
+    folder = None if data_dir is None else local_folder(data_dir, tfds_name)
     try:
         builder = tfds.builder(tfds_name, data_dir=folder)
         if not builder.is_prepared():
@@ -431,129 +430,3 @@ def open_builder(tfds_name: str, data_dir: PathType | None = None) -> Any:
             f"TFDS needs the package {error.name!r} to prepare {tfds_name!r}. Run `pip install {error.name}`."
         ) from error
     return builder
-
-
-class PreparedTfds(seqio.TfdsDataSource):
-    """A `seqio.TfdsDataSource` whose data, where missing, is missed in words."""
-
-    def __init__(
-        self,
-        name: str,
-        data_dir: PathType | Callable[[], PathType],
-        splits: Iterable[str] | Mapping[str, str],
-        remedy: str,
-    ):
-        """Describes the source; nothing is read.
-
-        Args:
-          name: `dataset:version`.
-          data_dir: folder of TFDS datasets, or a function that returns it.
-          splits: its splits; or a mapping from the task's to the dataset's.
-          remedy: how to make the dataset, for the error; `{data_dir}` stands for the folder.
-        """
-        self._folder, self._remedy = data_dir, remedy
-        super().__init__(name, splits=splits)
-
-    @property
-    def tfds_dataset(self) -> Any:
-        """SeqIO's lazy loader, once the dataset's folder was seen to be there."""
-        folder = os.fspath(self._folder() if callable(self._folder) else self._folder)
-        loader = self._tfds_dataset
-        path = paths.of(folder).joinpath(*str(loader.name).split(":"))
-        if not (path / _MARKER).exists():
-            raise InputError.at(
-                path, None, "no prepared TFDS dataset", "its dataset_info.json",
-                self._remedy.format(data_dir=folder),
-            )  # fmt: skip
-        gcs_utils._is_gcs_disabled = True
-        loader._data_dir = _local_folder(folder, str(loader.name))
-        return loader
-
-
-@seqio.map_over_dataset
-def _judged_pair(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """A row of a `beir` dataset as an example of one document, without teacher."""
-    title = tf.numpy_function(_title, [row["passage_metadata"]], tf.string)
-    title.set_shape([])
-    return {
-        "query_id": row["query_id"],
-        "query": row["query"],
-        "document_ids": row["passage_id"][tf.newaxis],
-        "documents": tf.strings.strip(title + " " + row["passage"])[tf.newaxis],
-        "relevance": tf.cast(row["score"] > 0, tf.float32)[tf.newaxis],
-    }
-
-
-def _title(metadata: bytes) -> bytes:
-    return str(json.loads(metadata or "{}").get("title", "")).encode()
-
-
-def add_judged_task(
-    name: str,
-    tfds_name: str,
-    data_dir: PathType | Callable[[], PathType],
-    *,
-    splits: Iterable[str] | Mapping[str, str] = ("train",),
-) -> seqio.Task:
-    """Registers a task over the judged pairs of a TFDS dataset of the `beir` form: hard labels, no teacher.
-
-    A document is its title and text joined; its relevance is 1 for a grade above 0.
-
-    Args:
-      name: the task's name.
-      tfds_name: `beir/scifact`, or the name of one that `prepare_beir` wrote.
-      data_dir: folder of TFDS datasets, or a function that returns it.
-      splits: its splits; or a mapping from the task's to the dataset's.
-
-    Returns:
-      The task.
-
-    Raises:
-      ValueError: from SeqIO, when the name is taken.
-    """
-    remedy = f"Run `tfds build {tfds_name} --data_dir={{data_dir}}`, which downloads it"
-    if "/" not in tfds_name:
-        remedy = f"Run `python -m inranker_jax.prepare_tfds --beir=FOLDER --name={tfds_name} --data_dir={{data_dir}}`"
-    return seqio.TaskRegistry.add(
-        name,
-        source=PreparedTfds(f"{tfds_name}:{VERSION}", data_dir, splits, remedy),
-        preprocessors=[_judged_pair, seqio.CacheDatasetPlaceholder()],
-        output_features=features.OUTPUT_FEATURES,
-    )
-
-
-def add_tfds_task(
-    name: str,
-    tfds_name: str,
-    data_dir: PathType | Callable[[], PathType],
-    *,
-    splits: Iterable[str] = ("train", "validation"),
-) -> seqio.Task:
-    """Registers a task over a dataset that `prepare_labels` (or `prepare_tfds`) wrote.
-
-    Its examples come in the order of the labels they were prepared from. Nothing is read until it is used.
-
-    Args:
-      name: the task's name.
-      tfds_name: name of the dataset.
-      data_dir: folder of TFDS datasets, or a function that returns it.
-      splits: its splits.
-
-    Returns:
-      The task.
-
-    Raises:
-      ValueError: from SeqIO, when the name is taken.
-    """
-    return seqio.TaskRegistry.add(
-        name,
-        source=PreparedTfds(
-            f"{tfds_name}:{VERSION}",
-            data_dir,
-            tuple(splits),
-            f"Run `python -m inranker_jax.prepare_tfds --labels=LABEL_FOLDER --name={tfds_name} "
-            "--data_dir={data_dir}`",
-        ),
-        preprocessors=[seqio.CacheDatasetPlaceholder()],
-        output_features=features.OUTPUT_FEATURES,
-    )

@@ -14,7 +14,7 @@ import tensorflow as tf
 from inranker_jax.tasks import beir_synthetic, label_folders, msmarco
 
 from inranker_jax import data
-from inranker_jax.data.tfds_collections import add_judged_task
+from inranker_jax.data.tfds_tasks import add_judged_task
 
 FOLDER = pathlib.Path(os.environ["CACHED_TASKS_FOLDER"])
 NUMBERED = ("cached_translated", "cached_tsv", "cached_tfds")

@@ -20,6 +20,7 @@ seqio = pytest.importorskip("seqio", reason="needs the [train] extra")
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the [train] extra")
 pytest.importorskip("pyarrow", reason="needs the [label] extra")
 collections = pytest.importorskip("inranker_jax.data.tfds_collections")
+tfds_tasks = pytest.importorskip("inranker_jax.data.tfds_tasks")
 NAMES = (f"tfds_test_{number}" for number in itertools.count())
 
 
@@ -128,7 +129,7 @@ def test_a_mixture_of_tfds_and_a_label_folder_shares_no_query(
     collections.prepare_beir("judged", tmp_path, folder.with_name("labels_source"))
     (held_out,), _ = data.open_stores(task.name, "validation", cache_dir=tmp_path / "cache")
     judged, mixture = next(NAMES), next(NAMES)
-    collections.add_judged_task(judged, "judged", tmp_path, splits={"train": "test"})
+    tfds_tasks.add_judged_task(judged, "judged", tmp_path, splits={"train": "test"})
     seqio.MixtureRegistry.add(mixture, [task.name, judged], default_rate=1)
     with pytest.raises(
         InputError, match=f"{held_out[0].query!r} is in .* of {task.name} .*'train' of {judged}"
@@ -170,7 +171,7 @@ def test_judged_pairs_of_a_beir_dataset_are_a_task(tmp_path: pathlib.Path) -> No
         out.write("q5\tdx\t0\n")
     collections.prepare_beir("judged", tmp_path, source)
     name = next(NAMES)
-    collections.add_judged_task(name, "judged", tmp_path, splits={"train": "test"})
+    tfds_tasks.add_judged_task(name, "judged", tmp_path, splits={"train": "test"})
     (store,), _ = data.open_stores(name, cache_dir=tmp_path / "cache")
     examples = [store[number] for number in range(len(store))]
     assert [(e.query_id, e.document_ids) for e in examples][:2] == [("q0", ("d0",)), ("q1", ("d1",))]
