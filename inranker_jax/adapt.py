@@ -280,9 +280,8 @@ def validation_share(labels: paths.PathType, fraction: float) -> float | None:
 
 
 def _counts(labels: paths.PathType) -> dict[str, int]:
-    counts: dict[str, int] = json.loads((paths.of(labels) / "labels.json").read_text(encoding="utf-8"))[
-        "counts"
-    ]
+    info = json.loads(paths.read(paths.of(labels) / "labels.json"))
+    counts: dict[str, int] = info["counts"]
     return counts
 
 
