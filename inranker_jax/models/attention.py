@@ -49,7 +49,7 @@ def product(equation: str, left: jax.Array, right: jax.Array, dtype: str) -> jax
     return _einsum(equation, left, right, dtype)
 
 
-def _einsum(equation: str, left: jax.Array, right: jax.Array, dtype: str) -> jax.Array:
+def _einsum(equation: str, left: Any, right: Any, dtype: str) -> Any:
     return jnp.einsum(equation, left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32)
 
 
@@ -66,11 +66,46 @@ def _product_backward(
     inputs, result = equation.split("->")
     first, second = inputs.split(",")
     to_left = _einsum(f"{result},{second}->{first}", gradient, right, dtype)
-    to_right = _einsum(f"{first},{result}->{second}", left, gradient, dtype)
-    return to_left.astype(types[0].dtype), to_right.astype(types[1].dtype)
+    to_right = functools.partial(_einsum, f"{first},{result}->{second}", dtype=dtype)
+    if equation == "...i,io->...o" and right.shape[0] >= right.shape[1] and not _is_divided():
+        narrow = functools.partial(_to_narrow_kernel, dtype=dtype)
+        gradients = jax.lax.platform_dependent(left, gradient, cpu=narrow, default=to_right)
+    else:
+        gradients = to_right(left, gradient)
+    return to_left.astype(types[0].dtype), gradients.astype(types[1].dtype)
+
+
+def _to_narrow_kernel(left: jax.Array, gradient: jax.Array, dtype: str) -> jax.Array:
+    """`einsum("...i,...o->io")`: transposes its narrower operand, the gradient, where XLA:CPU takes the first one."""
+    left, gradient = (x.reshape(-1, x.shape[-1]).astype(dtype) for x in (left, gradient))
+    return jnp.swapaxes(_kept(_einsum("ot,ti->oi", _turned(gradient), left, dtype)), 0, 1)
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+_kept = jax.lax.optimization_barrier
+
+
+def _turned(x: Any) -> Any:
+    """The last two axes swapped, in memory too.
+
+    The way through one axis and the barrier are for XLA:CPU (jax 0.10.2), which multiplies what it takes for the
+    transpose of a bfloat16 operand in float32, at less than half the speed. Divided arrays keep their axes.
+    """
+    swapped = jnp.swapaxes(x, -1, -2)
+    if _is_divided():
+        return _kept(swapped)
+
+    def flat(swapped: Any) -> Any:
+        return _kept(swapped.reshape(-1)).reshape(swapped.shape)
+
+    return jax.lax.platform_dependent(swapped, cpu=flat, default=_kept)
+
+
+def _is_divided() -> bool:
+    """Whether the context mesh has more than one device."""
+    return any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +162,9 @@ def attend(
       ValueError: a rate and a seed without `names`.
     """
     n, heads, length, _ = query.shape
-    divided = any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())
-    rows = 0 if divided else max(1, _BLOCK_BYTES // (4 * heads * length * length), -(-n // _MOST_BLOCKS))
+    rows = (
+        0 if _is_divided() else max(1, _BLOCK_BYTES // (4 * heads * length * length), -(-n // _MOST_BLOCKS))
+    )
     ways = math.prod(_axis(name) for name in BATCH_AXES)
     turn = _turn(n // ways, 4 * max(1, heads // _axis(MODEL_AXIS)) * length * length) if n % ways == 0 else 0
     options = _Options(dtype, 0.0 if seed is None else rate, rows if rows < n else 0, turn, ways)
@@ -226,12 +262,11 @@ def _drop(options: _Options, weights: Any, seed: Any, names: Any) -> Any:
 def _over_queries(weights: Any, states: Any, dtype: str) -> Any:
     """`einsum("nhqk,nhqd->nhkd")`, with the smaller operand and the result transposed and not the weights.
 
-    The barriers keep the compiler from undoing that: XLA:CPU has no bfloat16 product that sums over the rows of its
-    first operand, and notices only when it runs (jax 0.10.2: "Unsupported element type for DotThunk").
+    XLA:CPU has no bfloat16 product that sums over the rows of its first operand, and notices only when it runs
+    (jax 0.10.2: "Unsupported element type for DotThunk"); the barrier keeps it from making one of this.
     """
-    transposed = jax.lax.optimization_barrier(jnp.swapaxes(states.astype(dtype), 2, 3))
-    summed = jax.lax.optimization_barrier(_einsum("nhdq,nhqk->nhdk", transposed, weights, dtype))
-    return jnp.swapaxes(summed, 2, 3)
+    transposed = _turned(states.astype(dtype))
+    return jnp.swapaxes(_kept(_einsum("nhdq,nhqk->nhdk", transposed, weights, dtype)), 2, 3)
 
 
 def _by_blocks(options: _Options, block: Any, *arrays: Any) -> Any:

@@ -163,11 +163,38 @@ class RelativePositionBias(nnx.Module):
         offsets = np.concatenate([np.arange(length + 1), np.arange(1 - length, 0)])
         buckets = relative_position_buckets(offsets, table.shape[1], self.max_distance)
         row = jnp.take(table, jnp.asarray(buckets), axis=1)
-        heads, width = row.shape
-        rows = jnp.broadcast_to(row[:, None, :], (heads, length, width)).reshape(heads, length * width)
-        # Cut one entry shorter, each row starts one entry earlier than the last: row i begins at offset -i.
-        windows = rows[:, : length * (width - 1)].reshape(heads, length, width - 1)
-        return windows[None, :, :, :length]
+        return _windows(row, length)[None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _windows(row: jax.Array, length: int) -> jax.Array:
+    """[heads, 2 * length] -> [heads, length, length]: row i begins i entries before the start, at the end."""
+    heads, width = row.shape
+    rows = jnp.broadcast_to(row[:, None, :], (heads, length, width)).reshape(heads, length * width)
+    # Cut one entry shorter, each row starts one entry earlier than the last.
+    return rows[:, : length * (width - 1)].reshape(heads, length, width - 1)[:, :, :length]
+
+
+def _windows_forward(row: jax.Array, length: int) -> tuple[jax.Array, None]:
+    """As a loop on a CPU, whose result is kept.
+
+    XLA:CPU writes the windows into every operation that reads them, where their indices cost ten times what an
+    exponential does. Without a gradient there are none of those, and a loop would cost 4 % of a call.
+    """
+    by_head = functools.partial(jax.lax.map, lambda one: _windows(one[None], length)[0])
+    at_once = functools.partial(_windows, length=length)
+    return jax.lax.platform_dependent(row, cpu=by_head, default=at_once), None
+
+
+def _windows_backward(length: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """Sums along diagonals: the transpose of `_windows`, by the same cuts."""
+    heads = gradient.shape[0]
+    wide = jnp.pad(gradient, ((0, 0), (0, 0), (0, length - 1))).reshape(heads, -1)
+    whole = jnp.pad(wide, ((0, 0), (0, length)))
+    return (jnp.sum(whole.reshape(heads, length, 2 * length), axis=1),)
+
+
+_windows.defvjp(_windows_forward, _windows_backward)
 
 
 class Attention(nnx.Module):

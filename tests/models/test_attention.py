@@ -92,7 +92,9 @@ def test_the_loop_of_a_tpu_gives_the_same_as_all_rows_at_once(monkeypatch, sizes
     expected = run()
     turns = []
 
-    def as_on_a_tpu(*arrays, tpu, **_):
+    def as_on_a_tpu(*arrays, default, tpu=None, **_):
+        if tpu is None:
+            return default(*arrays)
         turns.append(tpu.__name__)
         return tpu(*arrays)
 

@@ -44,6 +44,12 @@ def test_bias_is_the_table_looked_up_for_every_pair_of_positions(length):
     )
     np.testing.assert_array_equal(module(length), table[:, buckets][None])
 
+    weights = np.random.default_rng(0).normal(size=(config.num_heads, length, length)).astype(np.float32)
+    found = jax.grad(lambda module: jnp.sum(module(length)[0] * weights))(module).rel_embedding[...]
+    expected = np.zeros_like(table)
+    np.add.at(expected, (slice(None), buckets), weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
 
 def rows_of(count):
     return derived(jnp.zeros((), jnp.uint32), jnp.arange(count))
