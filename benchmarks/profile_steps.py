@@ -1,8 +1,9 @@
-"""Where the time of scoring goes on this machine, by kind of operation: ours alone, under JAX's profiler.
+"""Where the time of scoring or training goes on this machine, by kind of operation: ours alone, under JAX's profiler.
 
-    python benchmarks/profile_scoring.py [--model=t5-small] [--rows=4] [--length=256]
+    python benchmarks/profile_steps.py [--step=score] [--model=t5-small] [--rows=4] [--length=256]
 
-Prints, for float32 and bfloat16, milliseconds of one call and shares. Operations are told apart by the equation or
+Prints, for float32 and bfloat16, milliseconds of one call and shares. `--step=train` takes a loss and its gradients,
+without the optimizer's update. Operations are told apart by the equation or
 function that they come from. On a CPU an operation's time is that of its longest thread, and calls run one at a time
 here, so that shares add up; `Reranker` runs one a core.
 """
@@ -31,10 +32,10 @@ from inranker_jax.models import Compute, T5Config, apply, init_params
 LABELS = np.array([6136, 1176], np.int32)
 # The first that occurs in an operation's origin names its kind. Branch 0 is the CPU's blocks of attention.
 KINDS = (
-    (("...i,io->...o",), "products with weights"),
-    (("nhqd,nhkd->nhqk", "nhqk,nhkd->nhqd", "branch_0", "_where"), "attention of the encoder"),
-    (("nsh", "she,", "nse"), "cross-attention and head"),
-    (("gather", "take"), "embedding"),
+    (("...i,io->...o", "...o,io->...i", "...i,...o->io", "ot,ti->oi"), "products with weights"),
+    (("nhqd,nhkd->nhqk", "nhqk,nhkd->nhqd", "nhdq,", "branch_0", "_where"), "attention of the encoder"),
+    (("nsh", "she,", "nse", "nle", "nsk"), "cross-attention and head"),
+    (("gather", "take", "scatter"), "embedding"),
 )
 
 
@@ -63,19 +64,34 @@ def origins_of(program: str) -> dict[str, str]:
     return origins
 
 
-def times(run: Any, arguments: tuple[Any, ...], calls: int) -> collections.Counter[str]:
-    """Milliseconds of a call by kind of operation."""
-    origins = dict(
-        re.findall(r'%?([\w.\-]+) = .*?op_name="([^"]*)"', run.lower(*arguments).compile().as_text())
+def scoring(function: Any, params: Any, dtype: str) -> tuple[Any, Any]:
+    """A program of parameters and tokens, and parameters as `Reranker` keeps them."""
+    stored = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
     )
+    return jax.jit(lambda params, tokens: function(params, tokens)), stored
+
+
+def training(function: Any, params: Any, dtype: str) -> tuple[Any, Any]:
+    """The same for a loss and its gradients; parameters stay float32."""
+    del dtype
+    return jax.jit(jax.value_and_grad(lambda params, tokens: jnp.mean(function(params, tokens) ** 2))), params
+
+
+STEPS = {"score": scoring, "train": training}
+
+
+def times(run: Any, params: Any, tokens: np.ndarray, calls: int) -> collections.Counter[str]:
+    """Milliseconds of a call by kind of operation."""
+    program = run.lower(params, tokens).compile()
     # Library calls carry no origin of their own: their body's last line does.
-    origins = origins_of(run.lower(*arguments).compile().as_text())
-    jax.block_until_ready(run(*arguments))
+    origins = origins_of(program.as_text())
+    jax.block_until_ready(program(params, tokens))
     found: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(calls):
-                jax.block_until_ready(run(*arguments))
+                jax.block_until_ready(program(params, tokens))
         (trace,) = pathlib.Path(folder).rglob("*.xplane.pb")
         for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
             for line in plane.lines:
@@ -91,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--step", choices=("score", "train"), default="score")
     parser.add_argument("--model", choices=SHAPES, default="t5-small")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
@@ -106,12 +123,8 @@ def main() -> None:
         f"{flags.model}, one call of {flags.rows} x {flags.length} tokens on {jax.devices()[0].device_kind}"
     )
     for dtype in ("float32", "bfloat16"):
-        stored = jax.tree_util.tree_map_with_path(
-            lambda path, leaf, dtype=dtype: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
-        )
-        compute = Compute(dtype=dtype)
-        run = jax.jit(functools.partial(apply, config, label_ids=LABELS, compute=compute))
-        found = times(jax.jit(lambda p, t, run=run: run(p, t)), (stored, tokens), flags.calls)
+        function = functools.partial(apply, config, label_ids=LABELS, compute=Compute(dtype=dtype))
+        found = times(*STEPS[flags.step](function, params, dtype), tokens, flags.calls)
         total = sum(found.values())
         print(f"\n{dtype}: {total:.1f} ms")
         for kind, milliseconds in found.most_common():
