@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inranker_jax import paths
 from inranker_jax.checkpoints import huggingface, t5x_settings
 from inranker_jax.checkpoints.t5x import LAYER
 from inranker_jax.checkpoints.t5x_folders import INDEX
@@ -43,14 +44,15 @@ def save(
     contract: ScoringContract | None = None,
     dtype: str = "float32",
     scan_layers: bool = False,
-) -> pathlib.Path:
+) -> Any:
     """Writes `FOLDER/checkpoint_STEP`, and beside it what the parameters do not say.
 
-    The step appears complete or not at all. It has no optimizer state, like T5X's own checkpoints of an
-    `InferenceState`; T5X fine-tunes from it with `utils.RestoreCheckpointConfig.fallback_to_scratch = True`.
+    The step appears complete or not at all: a remote one has no index until the rest is there. It has no optimizer
+    state, like T5X's own checkpoints of an `InferenceState`; T5X fine-tunes from it with
+    `utils.RestoreCheckpointConfig.fallback_to_scratch = True`.
 
     Args:
-      folder: T5X's MODEL_DIR; it may hold other steps of the same model.
+      folder: T5X's MODEL_DIR, local or remote; it may hold other steps of the same model.
       config: the architecture.
       params: its parameters.
       step: T5X goes on counting from here, so its TRAIN_STEPS must be larger.
@@ -60,10 +62,10 @@ def save(
       scan_layers: lay the arrays out as T5X's `scalable_t5` does: layers stacked, heads apart.
 
     Returns:
-      The step's folder.
+      The step's folder, as `paths.of` gives it.
 
     Raises:
-      InputError: another dtype, a remote folder, a model that T5X's networks do not have, or a folder with
+      InputError: another dtype, a model that T5X's networks do not have, or a folder with
         another model in it.
     """
     if dtype not in huggingface.DTYPES:
@@ -71,15 +73,14 @@ def save(
             f"dtype is {dtype!r}. Expected one of {', '.join(huggingface.DTYPES)}."
             f"{did_you_mean(dtype, huggingface.DTYPES)}"
         )
-    if "://" in os.fspath(folder):
-        raise InputError(
-            f"{os.fspath(folder)}: expected a local folder. T5X reads the checkpoint wherever it is copied to: "
-            "`gcloud storage cp -r FOLDER gs://BUCKET/`."
-        )
     if step < 0:
         raise InputError(f"step is {step}. Expected 0 or more.")
     _check_expressible(config)
     check_params(config, params)
+    if paths.is_remote(folder):
+        return _save_remote(
+            os.fspath(folder).rstrip("/"), config, params, step, tokenizer, contract, dtype, scan_layers
+        )
     root = pathlib.Path(folder).expanduser().absolute()
     _check_root(root, config)
     _check_same_kind(root, config, dtype, scan_layers)
@@ -95,6 +96,30 @@ def save(
         shutil.rmtree(new, ignore_errors=True)
         raise
     return target
+
+
+def _save_remote(folder: str, config: T5Config, params: Params, step: int, *rest: Any) -> Any:
+    """`save` into a folder of this machine, which knows what describes the remote one, and from there."""
+    with tempfile.TemporaryDirectory(prefix="inranker_jax.") as name:
+        root = pathlib.Path(name)
+        for known in {t5x_settings.CONFIG, GIN} & set(_names(folder)):
+            (root / known).write_bytes(paths.read(f"{folder}/{known}"))
+        local = save(root, config, params, step, *rest)
+        remote = f"{folder}/{local.name}"
+        if any(name != INDEX and not name.startswith("target.") for name in paths.names_below(remote)):
+            raise InputError.at(remote, None, "it is no checkpoint of T5X", "a name to write", "Move it away")
+        for file in root.iterdir():
+            if file.is_file():
+                paths.upload(file, f"{folder}/{file.name}")
+        paths.remove(remote)
+        paths.upload(local, remote, marker=INDEX)
+    return paths.of(remote)
+
+
+def _names(folder: str) -> list[str]:
+    """Names of the files of a remote folder, not of those below it."""
+    paths.check_reachable(folder)
+    return [name for name in paths.names_below(folder) if "/" not in name]
 
 
 def stacked_tree(config: T5Config, params: Params) -> dict[str, Any]:

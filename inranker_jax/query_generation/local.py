@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from inranker_jax import paths
 from inranker_jax.corpora import files
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.query_generation.budget import Budget
@@ -57,9 +58,11 @@ class LocalGenerator:
             )
         self._settings = settings
         self._budget = budget or Budget()
-        self._tokenizer = _load_tokenizer(settings)
+        # A name on the hub, or a folder of this machine.
+        self._source = str(paths.local_copy(settings.model))
+        self._tokenizer = _load_tokenizer(settings, self._source)
         # Of the hub's model, so that the weights are those of the identity even if the hub gets others meanwhile.
-        self._commit = None if pathlib.Path(settings.model).is_dir() else _hub_commit(settings.model)
+        self._commit = None if pathlib.Path(self._source).is_dir() else _hub_commit(self._source)
         self._model: Any = None  # loaded for the first prompt: to filter again, none is needed
         if settings.chat and not self._tokenizer.chat_template:
             raise InputError(
@@ -69,7 +72,7 @@ class LocalGenerator:
         self.identity: dict[str, Any] = {
             "kind": "local",
             "model": settings.model,
-            "files": self._commit or _folder_digest(pathlib.Path(settings.model)),
+            "files": self._commit or _folder_digest(pathlib.Path(self._source)),
             "api": "chat" if settings.chat else "completions",
             "dtype": settings.dtype,
             "max_new_tokens": settings.max_new_tokens,
@@ -96,7 +99,7 @@ class LocalGenerator:
         remaining = iter(requests)
         while not stop() and (batch := self._affordable(remaining)):
             if self._model is None:
-                self._model = _load_model(self._settings, self._commit)
+                self._model = _load_model(self._settings, self._source, self._commit)
             yield self._answer(batch)
             for request in batch:
                 self._budget.release(estimate_tokens(request.prompt), self._settings.max_new_tokens, 1)
@@ -236,7 +239,7 @@ def _stopping_criteria(stops: Callable[..., Any]) -> Any:
     return StoppingCriteriaList([stops])
 
 
-def _load_tokenizer(settings: LocalSettings) -> Any:
+def _load_tokenizer(settings: LocalSettings, source: str) -> Any:
     try:
         import torch  # noqa: F401 - tells a missing package before minutes are spent on the corpus
         import transformers
@@ -244,11 +247,11 @@ def _load_tokenizer(settings: LocalSettings) -> Any:
         raise InputError(
             f"--generator=local needs the package {error.name!r}: run `pip install 'inranker_jax[teachers]'`."
         ) from error
-    path = pathlib.Path(settings.model)
-    if not path.is_dir() and (path.is_absolute() or settings.model.startswith((".", "~"))):
+    path = pathlib.Path(source)
+    if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~"))):
         raise InputError(f"--generator=local:{settings.model}: no such folder.")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model, padding_side="left")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="left")
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(settings, error) from error
     if tokenizer.pad_token_id is None:
@@ -258,14 +261,14 @@ def _load_tokenizer(settings: LocalSettings) -> Any:
     return tokenizer
 
 
-def _load_model(settings: LocalSettings, commit: str | None) -> Any:
+def _load_model(settings: LocalSettings, source: str, commit: str | None) -> Any:
     import torch
     import transformers
 
     try:
         dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            settings.model, dtype=dtype, revision=commit or "main"
+            source, dtype=dtype, revision=commit or "main"
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(settings, error) from error

@@ -7,12 +7,13 @@ import pathlib
 import numpy as np
 import pytest
 
+from inranker_jax import paths
 from inranker_jax.checkpoints import load_model, t5x_save
 from inranker_jax.errors import InputError
 from inranker_jax.models import trees
 from inranker_jax.prompts import Tokenizer, preset
 from tests.checkpoints import t5x_files
-from tests.remote.object_store import ObjectStore
+from tests.remote.object_store import ObjectStore, StatusError
 from tests.tiny_vocabulary import write_spiece
 
 CONFIG = t5x_files.VARIANTS["v1.1"]
@@ -48,6 +49,47 @@ def test_tokenizer_and_contract_come_with_it(store: ObjectStore, tmp_path: pathl
     assert model.contract == preset("inranker")
     assert model.tokenizer is not None
     assert model.tokenizer.fingerprint == tokenizer.fingerprint
+
+
+def test_an_export_goes_to_a_bucket_index_last(store: ObjectStore, tmp_path: pathlib.Path) -> None:
+    write_spiece(tmp_path / "vocabulary", size=300)
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "vocabulary")
+    for step in (4, 8, 4):  # again, in place of the first
+        written = t5x_save.save("gs://bkt/out/", CONFIG, PARAMS, step, tokenizer, preset("inranker"))
+        assert str(written) == f"gs://bkt/out/checkpoint_{step}"
+    t5x_save.save(tmp_path / "here", CONFIG, PARAMS, 4, tokenizer, preset("inranker"))
+    t5x_save.save(tmp_path / "here", CONFIG, PARAMS, 8, tokenizer, preset("inranker"))
+    assert store.names("bkt") == [f"out/{name}" for name in paths.names_below(tmp_path / "here")]
+    model = load_model("gs://bkt/out/checkpoint_4", on_host=True)
+    assert (model.config, model.step, model.contract) == (CONFIG, 4, preset("inranker"))
+    for name, value in trees.flatten(PARAMS).items():
+        np.testing.assert_array_equal(trees.flatten(model.params)[name], value, err_msg=name)
+    arrays = [name for name in store.names("bkt") if name.startswith("out/checkpoint_8/target.")]
+
+    def fault(method: str, name: str) -> None:
+        if name == "out/checkpoint_9/checkpoint":
+            raise StatusError(403)
+
+    store.fault = fault
+    with pytest.raises(OSError, match="Forbidden"):
+        t5x_save.save("gs://bkt/out", CONFIG, PARAMS, 9, tokenizer, preset("inranker"))
+    assert len(store.names("bkt", "out/checkpoint_9/target.")) == len(arrays)
+    assert load_model("gs://bkt/out", on_host=True).step == 8
+
+
+def test_an_export_is_refused_beside_what_it_does_not_fit(store: ObjectStore) -> None:
+    t5x_save.save("gs://bkt/out", CONFIG, PARAMS, 4)
+    with pytest.raises(InputError, match=r"its steps are of dtype float32"):
+        t5x_save.save("gs://bkt/out", CONFIG, PARAMS, 5, dtype="bfloat16")
+    other = t5x_files.VARIANTS["v1.0"]
+    with pytest.raises(InputError, match=r"it describes another model"):
+        t5x_save.save("gs://bkt/out", other, t5x_files.random_params(other), 5)
+    store.put("bkt", "out/checkpoint_6/thesis", b"years of work", {})
+    with pytest.raises(InputError, match=r"gs://bkt/out/checkpoint_6: it is no checkpoint of T5X"):
+        t5x_save.save("gs://bkt/out", CONFIG, PARAMS, 6)
+    assert "out/checkpoint_6/thesis" in store.names("bkt")
+    with pytest.raises(InputError, match=r"there is no bucket 'missing'"):
+        t5x_save.save("gs://missing/out", CONFIG, PARAMS, 6)
 
 
 def test_what_is_not_there_is_one_error(store: ObjectStore, tmp_path: pathlib.Path) -> None:

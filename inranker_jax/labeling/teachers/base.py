@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from inranker_jax import hub
+from inranker_jax import hub, paths
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.labeling.pairs import PairText
 from inranker_jax.labeling.teachers.spec import TeacherSpec
@@ -86,11 +86,13 @@ def optional_package(module: str) -> Any:
 
 
 def model_folder(source: str) -> pathlib.Path:
-    """The local folder of a Hugging Face model: the folder itself, or the snapshot of a hub id.
+    """The local folder of a Hugging Face model: the folder itself, a copy of a remote one, or the snapshot of a hub id.
 
     Raises:
       InputError: no such folder, or the hub has no such model or cannot be reached.
     """
+    if paths.is_remote(source):
+        return paths.local_copy(source)
     folder = pathlib.Path(source).expanduser()
     if folder.is_dir():
         return folder
