@@ -177,6 +177,8 @@ def _check(found: StoredObject | None, query: dict[str, str]) -> None:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    # A folder is uploaded over a hundred connections at a time; of those beyond the queue some were never answered.
+    request_queue_size = 512
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that are killed leave broken connections, which is no error of the store."""
