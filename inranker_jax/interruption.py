@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from types import FrameType, TracebackType
 
 
@@ -20,12 +19,11 @@ def is_running(process: int) -> bool:
     return True
 
 
-# A cluster may tell a process and its launcher, which tells it too: so many seconds of SIGTERM are one.
-_ONE_NOTICE = 5.0
-
-
 class Interruption:
-    """Context manager: while it is open, the first SIGTERM or SIGINT only sets a flag; a second one kills.
+    """Context manager: while it is open, the first SIGTERM or SIGINT only sets a flag.
+
+    A SIGINT after it kills, as somebody at the keyboard wants that. A SIGTERM after it does nothing: clusters send it
+    again, and tell both a process and its launcher, which must not end a save. SIGKILL is always left.
 
     Attributes:
       signal_number: the signal that arrived, or None.
@@ -35,7 +33,6 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self._arrived = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
@@ -51,13 +48,13 @@ class Interruption:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            if number == signal.SIGTERM and time.monotonic() - self._arrived < _ONE_NOTICE:
+            if number == signal.SIGTERM:
                 return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.signal_number, self._arrived = number, time.monotonic()
-        name = signal.Signals(number).name
-        print(f"\n{name}: saving, then leaving. Send it again to leave at once.", file=sys.stderr, flush=True)
+        self.signal_number = number
+        name, again = signal.Signals(number).name, "again " if number == signal.SIGINT else ""
+        print(f"\n{name}: saving, then leaving. Ctrl-C {again}leaves at once.", file=sys.stderr, flush=True)
 
     @property
     def requested(self) -> bool:

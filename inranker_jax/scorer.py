@@ -26,6 +26,7 @@ import numpy as np
 
 from inranker_jax import compilation_cache, quiet
 from inranker_jax.errors import InputError
+from inranker_jax.models import trees
 from inranker_jax.models.config import Compute, T5Config
 from inranker_jax.models.t5 import abstract_params, apply, check_params, logical_axes
 from inranker_jax.packing import Layout
@@ -404,17 +405,17 @@ class Reranker:
     def _place(self, params: Params) -> Any:
         """Puts parameters on the devices; under bfloat16, kernels are stored as the products read them."""
         check_params(self.config, params)
-        narrow = self._compute.dtype == "bfloat16"
 
-        def cast(path: Any, leaf: Any) -> Any:
-            if not narrow or path[-1] != jax.tree_util.DictKey("kernel"):
+        def cast(path: str, leaf: Any) -> Any:
+            if not self._compute.rounds(path):
                 return leaf
             # What is on the host is rounded there: devices need no memory for float32, nor one for all of a model.
             return (
                 leaf.astype(jnp.bfloat16) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf, jnp.bfloat16)
             )
 
-        params = jax.tree_util.tree_map_with_path(cast, params)
+        flat = trees.flatten(params)
+        params = trees.unflatten({path: cast(path, leaf) for path, leaf in flat.items()})
         if self._mesh is None:
             return jax.device_put(params)
         shardings = param_shardings(self._mesh, logical_axes(self.config), abstract_params(self.config))

@@ -156,12 +156,14 @@ def train(
     )
     paths.make_output_folder(model_dir)
     uploaded.check_processes(model_dir)
-    distributed.check_shared(model_dir)
     phases = Phases(started)
     process = (jax.process_index(), jax.process_count())
+    watch = functools.partial(
+        watchdog.Watchdog, phases, hang_seconds, hang_factor, process, hang_exit_seconds
+    )
     with contextlib.ExitStack() as stack:
-        hangs = watchdog.Watchdog(phases, hang_seconds, hang_factor, process, hang_exit_seconds)
-        stack.enter_context(hangs)
+        stack.enter_context(watch())
+        distributed.check_shared(model_dir)
         if process[0] == 0 and not paths.is_remote(model_dir):
             stack.enter_context(locks.held(f"{model_dir}/.lock", "another training"))
         # ---- data registry: TensorFlow and SeqIO are imported here, and nowhere earlier ----------------------
@@ -296,9 +298,10 @@ def train(
             wandb_project=wandb_project,
             settings=configuration.deciding_bindings(),
         )
+        # Left last: a second notice must not end the save of the first.
+        interruption = stack.enter_context(Interruption() if distributed.alone() else SharedInterruption())
         stack.callback(monitor.close)
         stack.callback(checkpoints.close)  # waits for a save in flight, whatever ended the loop
-        interruption = stack.enter_context(Interruption() if distributed.alone() else SharedInterruption())
         stack.enter_context(batches)
         profiler = profiling.Profiler(model_dir, profile_steps, process, settle=monitor.drain)
         stack.enter_context(profiler)
@@ -346,9 +349,12 @@ def train(
 
     # ---- the end ---------------------------------------------------------------------------------------------
     announce(f"step {step}: done; checkpoints, TensorBoard and manifest are in {model_dir}")
-    if final_report and jax.process_index() == 0:
-        final_report(model_dir, student.config, student.contract, student.tokenizer, choose().make_params())
-    distributed.barrier("the end of training")
+    with watch():
+        if final_report and process[0] == 0:
+            final_report(
+                model_dir, student.config, student.contract, student.tokenizer, choose().make_params()
+            )
+        distributed.barrier("the end of training")
 
 
 def check_periods(**periods: int) -> None:

@@ -238,7 +238,9 @@ def _gradients(spec: StepSpec, params: Any, batch: Batch, key: jax.Array) -> tup
 def _token_counts(spec: StepSpec, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Tokens that are not padding, and those that are computed."""
     if spec.slots is None:
-        return jnp.sum(batch["tokens"] != spec.config.pad_token_id), jnp.asarray(batch["tokens"].size)
+        return jnp.sum(t5.real_tokens(batch["tokens"], spec.config.pad_token_id)), jnp.asarray(
+            batch["tokens"].size
+        )
     count, rows, length = batch["tokens"].shape
     sizes, ways = _row_sizes(batch)
     enough = jax.vmap(lambda ids: _half_is_enough(ids, sizes[0], ways))(batch["segment_ids"])

@@ -28,7 +28,7 @@ _MEANINGS = {
     "host": "placing a batch, dispatching a step, or bookkeeping",
     "device": "waiting for a step's result: for its devices, or for another host which they wait for",
     "validation": "computing the validation loss",
-    "checkpoint": "saving, or waiting for the other hosts to save",
+    "checkpoint": "saving, writing the final report, or waiting for other hosts to do so",
 }
 
 

@@ -154,7 +154,7 @@ def test_a_failure_to_join_has_a_status_that_launchers_try_again(monkeypatch):
     assert distributed.alone()
 
 
-def test_a_second_notice_in_the_same_moment_is_the_first():
+def test_a_second_notice_is_the_first():
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)

@@ -12,10 +12,10 @@ import pytest
 
 from inranker_jax import RankedDocument, Reranker, ScoringContract
 from inranker_jax.errors import InputError
-from inranker_jax.models import T5Config, init_params
+from inranker_jax.models import Compute, T5Config, apply, init_params
 from inranker_jax.packing import Layout
 from inranker_jax.partitioning import make_mesh
-from inranker_jax.prompts import Tokenizer, preset
+from inranker_jax.prompts import Tokenizer, pad_batch, preset
 from inranker_jax.scoring_calls import Call
 from tests.tiny_vocabulary import write_spiece
 
@@ -102,7 +102,8 @@ def test_logits_equal_transformers(variant: str, tmp_path: pathlib.Path) -> None
     reference_tokenizer.save_pretrained(str(tmp_path))
 
     limit = 96 if gated else 512
-    query, documents = "Qual é a ação?", ["", "</s> e 😀", "true " * 600, *make_documents(6)]
+    marks = ["</s> e 😀", "a <pad> b <pad> true"]  # `<pad>` in a text is a token that is read
+    query, documents = "Qual é a ação?", ["", *marks, "true " * 600, *make_documents(6)]
     texts = [f"Query: {query} Document: {text} Relevant:" for text in documents]
     batch = reference_tokenizer(
         texts,
@@ -313,6 +314,20 @@ def test_meshes_give_the_same_scores(
     single = Reranker(even, params, tokenizer, CONTRACT, layout=TWO, tokens_per_call=256)
     spread = Reranker(even, params, tokenizer, CONTRACT, layout=TWO, tokens_per_call=256, mesh=mesh)
     np.testing.assert_allclose(spread.scores("what", documents), single.scores("what", documents), atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_rounds_what_the_products_read_and_nothing_else(tied: bool, tokenizer: Tokenizer) -> None:
+    """A head of its own is read in float32, as `apply` reads it."""
+    config = make_config(tokenizer.vocab_size, tie_word_embeddings=tied)
+    params, contract = init_params(config, seed=0), CONTRACT.replace(max_length=64)
+    documents = ["document true " * n for n in range(1, 9)]
+    encoded = contract.encode(tokenizer, ["what"] * len(documents), documents)
+    labels = np.array(contract.label_ids(tokenizer))
+    expected = apply(config, params, pad_batch(encoded, 64), labels, compute=Compute(dtype="bfloat16"))
+    layout = Layout("padded", tokens_per_call=64 * len(documents))
+    narrow = Reranker(config, params, tokenizer, contract, dtype="bfloat16", layout=layout)
+    np.testing.assert_allclose(narrow.logits("what", documents), expected, atol=1e-4)
 
 
 def test_bfloat16(config: T5Config, params: dict, tokenizer: Tokenizer, reranker: Reranker) -> None:

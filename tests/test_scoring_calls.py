@@ -61,8 +61,9 @@ def make_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
 def test_layouts_give_the_same_logits(
     axes: tuple[int, int, int] | None, config: T5Config, params: dict, tokenizer: Tokenizer
 ) -> None:
-    """Random lengths, exactly full rows, one word, and texts past the limit; each pair alone is the reference."""
-    pairs = [*make_pairs(40), ("what", ""), ("true", "true"), *(("what", "text " * n) for n in range(60, 90))]
+    """Random lengths, exactly full rows, one word, `<pad>`, and texts past the limit, beside each pair alone."""
+    pairs = [*make_pairs(40), ("what", ""), ("true", "true"), ("<pad>", "a <pad> b <pad>")]
+    pairs += [("what", "text " * n) for n in range(60, 90)]
     encoded = CONTRACT.encode(tokenizer, [query for query, _ in pairs], [text for _, text in pairs])
     distinct = {ids.tobytes(): len(ids) for ids in encoded}
     assert {95, 96} <= set(distinct.values())

@@ -160,6 +160,31 @@ def test_a_signal_saves_and_leaves(setting, uninterrupted, number, status):
     assert_same_bytes(final_state(output), final_state(uninterrupted[0]))
 
 
+def test_a_second_notice_does_not_end_the_save_of_the_first(setting, monkeypatch, tmp_path):
+    """While the last save is waited for, SIGTERM must not be back to what it does by default."""
+    missed, save, close = [], native.Checkpointer.save, native.Checkpointer.close
+
+    def noticed_save(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        save(*arguments)
+
+    def noticed_close(checkpoints):
+        signal.raise_signal(signal.SIGTERM)
+        close(checkpoints)
+
+    monkeypatch.setattr(native.Checkpointer, "save", noticed_save)
+    monkeypatch.setattr(native.Checkpointer, "close", noticed_close)
+    before = signal.signal(signal.SIGTERM, lambda *_: missed.append("it would have killed"))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            train.main(flags(setting, tmp_path / "run"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert not missed
+    assert native.load_parts(str(tmp_path / "run"))[3].endswith("/2")
+
+
 def kept_losses(output):
     """The stored steps, each with the validation loss that it was saved with."""
     files = {path: path / "metrics" / "metrics" for path in (output / "checkpoints").iterdir()}

@@ -16,7 +16,7 @@ from inranker_jax.models import Compute, t5
 from inranker_jax.packing import place
 from inranker_jax.partitioning import make_mesh
 from inranker_jax.trainer import put_batch
-from tests.batches import LABEL_IDS, TINY, random_batch, with_dropout
+from tests.batches import LABEL_IDS, TINY, attended, random_batch, with_dropout
 
 STEPS = 4
 SLOTS = 4
@@ -66,11 +66,11 @@ def pack(batch, rows):
     """The packed form of a padded batch, whose masked documents may be anywhere in a list."""
     tokens, mask = batch["tokens"], batch["list_mask"]
     lists, list_size, _ = tokens.shape
-    lengths = [np.array([np.count_nonzero(ids) for ids in tokens[n][mask[n]]]) for n in range(lists)]
+    lengths = [np.array([len(ids[attended(ids)]) for ids in tokens[n][mask[n]]]) for n in range(lists)]
     count = -(-lists // (rows // list_size))
     shape = micro_batches.Shape(count, rows, ROW_LENGTH, SLOTS, lists, list_size, (rows,))
     division = micro_batches.divide(lengths, shape)
-    sequences = [ids[ids != 0] for ids in tokens[mask]]
+    sequences = [ids[attended(ids)] for ids in tokens[mask]]
     owner = np.repeat(division.micro_batch, mask.sum(axis=1))
     packed = place(sequences, owner * rows + division.row, division.slot, ROW_LENGTH, count * rows)
     arrays = {"places": np.zeros((count, lists, list_size), np.int32)}
@@ -344,7 +344,7 @@ def torch_training(model, batches, learning_rate):
         teacher = torch.from_numpy(batch["teacher_logits"]).flatten(0, 1)[mask]
         logits = model(
             input_ids=tokens,
-            attention_mask=(tokens != 0).long(),
+            attention_mask=torch.from_numpy(attended(tokens.numpy())).long(),
             decoder_input_ids=torch.zeros((len(tokens), 1), dtype=torch.long),
         ).logits[:, 0, list(LABEL_IDS)]
         loss = torch.nn.functional.mse_loss(logits, teacher - teacher.mean(-1, keepdim=True))

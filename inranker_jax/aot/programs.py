@@ -15,7 +15,7 @@ from inranker_jax import optimizers, scorer, train_state, trainer
 from inranker_jax.aot.topologies import Topology
 from inranker_jax.data import micro_batches
 from inranker_jax.errors import InputError
-from inranker_jax.models import Compute, T5Config, t5
+from inranker_jax.models import Compute, T5Config, t5, trees
 from inranker_jax.models.flops import TRAINING, forward_flops, recomputed_flops
 from inranker_jax.packing import Layout
 from inranker_jax.partitioning import (
@@ -311,13 +311,14 @@ def _fill(rows: int, length: int, slots: int | None, lengths: np.ndarray) -> np.
 def _forward_params(config: T5Config, mesh: Mesh, dtype: str) -> Any:
     """Parameters as `Reranker` places them: kernels in the type in which products read them."""
     abstract = t5.abstract_params(config)
-    shardings = param_shardings(mesh, t5.logical_axes(config), abstract)
+    shardings = trees.flatten(param_shardings(mesh, t5.logical_axes(config), abstract))
+    compute = Compute(dtype=dtype)
 
-    def place(path: Any, leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        narrow = dtype == "bfloat16" and path[-1] == jax.tree_util.DictKey("kernel")
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if narrow else leaf.dtype, sharding=sharding)
+    def place(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        kept = jnp.bfloat16 if compute.rounds(path) else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, kept, sharding=shardings[path])
 
-    return jax.tree_util.tree_map_with_path(place, abstract, shardings)
+    return trees.unflatten({path: place(path, leaf) for path, leaf in trees.flatten(abstract).items()})
 
 
 def _label_ids(contract: ScoringContract) -> tuple[int, ...]:

@@ -58,6 +58,18 @@ class Compute:
         """
         return dataclasses.replace(self, scan=platform == "tpu") if self.scan is None else self
 
+    def rounds(self, path: str) -> bool:
+        """Whether a parameter that only scores may be kept in bfloat16: the kernels that products read so.
+
+        Not a head of its own: its few label rows are multiplied in float32.
+
+        >>> compute = Compute("bfloat16")
+        >>> compute.rounds("encoder/layers_0/mlp/wi/kernel"), compute.rounds("decoder/logits_dense/kernel")
+        (True, False)
+        """
+        *above, name = path.split("/")
+        return self.dtype == "bfloat16" and name == "kernel" and "logits_dense" not in above
+
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:

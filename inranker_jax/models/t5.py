@@ -149,10 +149,9 @@ class T5CrossEncoder(nnx.Module):
         tokens, which are all that T5 knows of positions, are those of a row of its own.
 
         Args:
-          tokens: int32 [n, length]; `config.pad_token_id` marks padding, on either side. A row of nothing but
-            padding gives finite values of no meaning. A row with an id outside the vocabulary gives
-            NaN (another model's tokenizer, most likely).
-          label_ids: int32 [K], for instance the ids of (false, true).
+          tokens: int32 [n, length]; `config.pad_token_id` is padding on either side of the sequence, and a token
+            like others within it. A row of nothing but padding gives finite values of no meaning. A row with an id
+            outside the vocabulary gives NaN (another model's tokenizer, most likely).
           segment_ids: int32 [n, length] for packed rows: 0 is padding, whatever the token, and i marks the
             tokens of the row's sequence in slot i - 1.
           slots: most sequences a row; required with `segment_ids`.
@@ -357,12 +356,31 @@ def _whole(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
+def real_tokens(tokens: jax.Array, pad_id: int) -> jax.Array:
+    """Where rows without segments hold their sequence: from the first token that is not padding to the last.
+
+    A `<pad>` in the middle stands in the text, and is read like any token, as `transformers` reads it.
+
+    Args:
+      tokens: int [..., length].
+      pad_id: the padding's id.
+
+    Returns:
+      bool [..., length].
+    """
+    length = tokens.shape[-1]
+    places = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, tokens.ndim - 1)
+    first = jnp.min(jnp.where(tokens != pad_id, places, length), axis=-1, keepdims=True)
+    last = jnp.max(jnp.where(tokens != pad_id, places, -1), axis=-1, keepdims=True)
+    return (places >= first) & (places <= last)
+
+
 def _masks(
     tokens: jax.Array, pad_id: int, segment_ids: jax.Array | None, slots: int | None
 ) -> tuple[jax.Array, jax.Array]:
     """Who may attend to whom: bool [n, 1, 1 or length, length] in the encoder, [n, slots, length] across."""
     if segment_ids is None:
-        real = tokens != pad_id
+        real = real_tokens(tokens, pad_id)
         return real[:, None, None, :], real[:, None, :]
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     numbers = jnp.arange(1, (slots or 0) + 1, dtype=segment_ids.dtype)

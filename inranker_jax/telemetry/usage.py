@@ -22,20 +22,21 @@ def sequence_lengths(batch: Mapping[str, np.ndarray]) -> np.ndarray:
     """Tokens of every sequence of a padded or packed batch on the host (see `data.Batch`).
 
     Args:
-      batch: `tokens` `[..., length]` with 0 for padding, or `segment_ids` `[..., length]`, whose sequences are told
-        apart by ids from 1 on.
+      batch: `tokens` `[..., length]` with zeros for padding on the right, or `segment_ids` `[..., length]`, whose
+        sequences are told apart by ids from 1 on.
 
     Returns:
       int64 `[sequences]`, in no particular order.
 
-    >>> sequence_lengths({"tokens": np.array([[7, 7, 0], [0, 0, 0]])}).tolist()
-    [2]
+    >>> sequence_lengths({"tokens": np.array([[7, 0, 7, 0], [0, 0, 0, 0]])}).tolist()
+    [3]
     >>> sequence_lengths({"tokens": np.ones((1, 4)), "segment_ids": np.array([[1, 1, 2, 0]])}).tolist()
     [2, 1]
     """
     ids = batch.get("segment_ids")
     if ids is None:
-        lengths = np.count_nonzero(batch["tokens"], axis=-1).ravel()
+        tokens = batch["tokens"]
+        lengths = np.max((tokens != 0) * np.arange(1, tokens.shape[-1] + 1), axis=-1, initial=0).ravel()
         return lengths[lengths > 0]
     rows = ids.reshape(-1, ids.shape[-1])
     rows = rows[rows[:, 0] > 0]  # rows are filled from their beginning

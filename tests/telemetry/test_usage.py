@@ -11,12 +11,12 @@ import pytest
 from inranker_jax import hardware, packing
 from inranker_jax.models import flops
 from inranker_jax.telemetry import usage
-from tests.batches import TINY, random_batch
+from tests.batches import TINY, attended, random_batch
 
 
 def test_lengths_of_a_padded_batch():
     batch = random_batch(3)
-    expected = sorted(np.count_nonzero(batch["tokens"][batch["list_mask"]], axis=-1).tolist())
+    expected = sorted(attended(batch["tokens"][batch["list_mask"]]).sum(axis=-1).tolist())
     assert sorted(usage.sequence_lengths(batch).tolist()) == expected
     assert len(expected) < batch["list_mask"].size, "some are masked"
 

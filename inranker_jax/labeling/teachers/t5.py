@@ -150,8 +150,10 @@ class _Placer:
     """Takes the parameters one by one: hashes each in float32, and puts it on the devices that compute with it."""
 
     def __init__(self, mesh: Mesh | None, dtype: str) -> None:
+        from inranker_jax.models import Compute
+
         self._mesh = mesh
-        self._narrow = dtype == "bfloat16"
+        self._compute = Compute(dtype=dtype)
         self._digests: dict[str, str] = {}
 
     def __call__(self, path: str, array: np.ndarray) -> jax.Array:
@@ -163,8 +165,7 @@ class _Placer:
         digest.update(value.reshape(-1).view(np.uint8).data)
         self._digests[path] = digest.hexdigest()
         # As the reranker stores them; before the transfer, so that float32 never needs the devices' memory.
-        narrow = self._narrow and path.rsplit("/", 1)[-1] == "kernel"
-        placed: Any = value.astype(jnp.bfloat16) if narrow else value
+        placed: Any = value.astype(jnp.bfloat16) if self._compute.rounds(path) else value
         if self._mesh is None:
             return jnp.asarray(placed)
         return jax.device_put(placed, _sharding(self._mesh, path, value.shape))
