@@ -120,7 +120,9 @@ def check_reachable(path: PathType) -> None:
     files, inside = _file_system(path)
     bucket = inside.split("/")[0]
     try:
-        files.find(inside, maxdepth=1)
+        # Not `find`, which lists all below the path even where it gives one level of it.
+        with contextlib.suppress(FileNotFoundError):
+            files.ls(inside, detail=False)
         if not files.exists(bucket):
             raise FileNotFoundError(bucket)
     except FileNotFoundError as error:
