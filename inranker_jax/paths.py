@@ -17,7 +17,7 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, cast
 
 from inranker_jax.errors import InputError, did_you_mean
@@ -248,10 +248,24 @@ def upload(local: PathType, remote: PathType, marker: str | None = None) -> None
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     first = [name for name in names if name != marker]
     if first:
-        there = [f"{inside}/{name}" for name in first]
-        files.put([str(source / name) for name in first], there, batch_size=TRANSFERS)
+        _transfer(files.put_file, [(str(source / name), f"{inside}/{name}") for name in first])
     if marker in names:
         files.put_file(str(source / marker), f"{inside}/{marker}")
+
+
+def _transfer(move: Callable[[str, str], object], pairs: list[tuple[str, str]]) -> None:
+    """Moves files, `TRANSFERS` at a time, and begins no other when one has failed.
+
+    fsspec's `batch_size` does as much, but where one fails it warns on standard error of each that was not begun.
+    """
+    with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
+        moves = [pool.submit(move, *pair) for pair in pairs]
+        try:
+            for done in concurrent.futures.as_completed(moves):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def remove(path: PathType) -> None:
@@ -367,8 +381,7 @@ def local_copy(path: PathType, skip: Sequence[str] = ()) -> pathlib.Path:
         ]
         for _, local in wanted:
             local.parent.mkdir(parents=True, exist_ok=True)
-        here = [str(local) for _, local in wanted]
-        files.get([remote for remote, _ in wanted], here, batch_size=TRANSFERS)
+        _transfer(files.get_file, [(remote, str(local)) for remote, local in wanted])
         if _listing(files, inside, skip) != found:
             raise InputError.at(path, None, "it changed while it was fetched", remedy="Run the command again")
         with contextlib.suppress(OSError):  # another process was faster: its copy is the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pathlib
 import time
 
@@ -176,3 +177,20 @@ def test_few_files_of_a_folder_are_on_their_way_at_a_time(store: ObjectStore, tm
         1 < max(counts) <= 2 * paths.TRANSFERS
     )  # gcsfs asks for the object and for a folder of its name at once
     assert paths.names_below(copy) == sorted(f"{i}.txt" for i in range(80) if not str(i).startswith("1"))
+
+
+def test_an_upload_that_is_refused_begins_no_other_and_warns_of_none(
+    store: ObjectStore, tmp_path: pathlib.Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for index in range(80):
+        paths.write(tmp_path / "folder" / f"{index}.txt", str(index))
+
+    def refuse(method: str, name: str) -> None:
+        raise StatusError(403, "not yours")
+
+    store.fault = refuse
+    with pytest.raises(OSError, match="not yours"):
+        paths.upload(tmp_path / "folder", "gs://bkt/folder")
+    gc.collect()
+    assert len(store.requests) < 80
+    assert not [str(warning.message) for warning in recwarn]
