@@ -17,7 +17,7 @@ FORMATS = ("huggingface", "t5x")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses flags and exports. Bad input ends the program with one message and status 2."""
+    """Parses flags and exports. Bad input ends it with one message and status 2, a failing disk or store with 1."""
     parser = argparse.ArgumentParser(
         prog="python -m inranker_jax.export", description=__doc__.partition("\n")[0]
     )
@@ -70,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except OSError as error:  # a full disk, a store that did not answer or that may only be read
+        print(f"error: the export to {flags.output_dir} was not finished: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
     print(told)
 
 
@@ -84,6 +87,7 @@ def export(checkpoint: str, output_dir: str, dtype: str = "float32", max_shard_b
 
     Raises:
       InputError: where the checkpoint cannot be read or the folder must not be replaced.
+      OSError: the disk or the store did not take all of it.
     """
     from inranker_jax.checkpoints import huggingface, load_model
 
@@ -113,7 +117,8 @@ def export_t5x(
       The folder of the step.
 
     Raises:
-      InputError: where the checkpoint cannot be read, or T5X has no such model.
+      InputError: where the checkpoint cannot be read, T5X has no such model, or the folder is another one's.
+      OSError: the disk or the store did not take all of it.
     """
     from inranker_jax.checkpoints import folders, load_model, t5x_save
 

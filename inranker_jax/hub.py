@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what an id looks like, and its errors in words about the model that was asked for."""
+"""The Hugging Face hub: ids, what not to download, and errors in words about the model that was asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Iterator
 
 from inranker_jax.errors import InputError
 
+# Files of a model's folder that are never read: other frameworks' copies of the weights, and what a trainer keeps to go
+# on from. As `fnmatch` has it, "*" stands for "/" too.
+NOT_DOWNLOADED = (
+    *("onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "tf_*", "rust_*"),
+    *("checkpoint-*/*", "global_step*/*", "optimizer.pt"),
+)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import fnmatch
 import hashlib
 import importlib.util
 import os
@@ -16,6 +17,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, cast
 
 from inranker_jax.errors import InputError, did_you_mean
@@ -25,6 +27,9 @@ PathType = str | os.PathLike[str]
 
 # Scheme -> the package that opens it, and the extra of setup.py that installs it.
 BACKENDS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+# Files of a folder that are on their way at a time. fsspec's own number is an eighth of the files that this process may
+# open, 131072 on some machines; gcsfs holds up to 50 MiB of each of them.
+TRANSFERS = 16
 CACHE_VARIABLE = "INRANKER_JAX_REMOTE_CACHE"
 
 # epath prefers TensorFlow's file system where TensorFlow is installed, which has no s3:// and other credentials than
@@ -115,7 +120,9 @@ def check_reachable(path: PathType) -> None:
     files, inside = _file_system(path)
     bucket = inside.split("/")[0]
     try:
-        files.find(inside, maxdepth=1)
+        # Not `find`, which lists all below the path even where it gives one level of it.
+        with contextlib.suppress(FileNotFoundError):
+            files.ls(inside, detail=False)
         if not files.exists(bucket):
             raise FileNotFoundError(bucket)
     except FileNotFoundError as error:
@@ -143,6 +150,24 @@ def check_reachable(path: PathType) -> None:
         if isinstance(error, OSError):  # aiohttp's errors of connections among them
             raise InputError(f"{os.fspath(path)}: the store could not be reached ({error}).") from error
         raise
+
+
+@contextlib.contextmanager
+def failures_told(path: PathType) -> Iterator[None]:
+    """Turns what a store's library raises within the block, of whatever class, into an OSError that names the path.
+
+    Raises:
+      OSError: the store refused something or did not answer, or there is no room here.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{os.fspath(path)}: could not be read or written ({reason}).") from error
 
 
 def open_file(path: PathType, mode: str) -> IO[Any]:
@@ -223,9 +248,24 @@ def upload(local: PathType, remote: PathType, marker: str | None = None) -> None
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     first = [name for name in names if name != marker]
     if first:
-        files.put([str(source / name) for name in first], [f"{inside}/{name}" for name in first])
+        _transfer(files.put_file, [(str(source / name), f"{inside}/{name}") for name in first])
     if marker in names:
         files.put_file(str(source / marker), f"{inside}/{marker}")
+
+
+def _transfer(move: Callable[[str, str], object], pairs: list[tuple[str, str]]) -> None:
+    """Moves files, `TRANSFERS` at a time, and begins no other when one has failed.
+
+    fsspec's `batch_size` does as much, but where one fails it warns on standard error of each that was not begun.
+    """
+    with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
+        moves = [pool.submit(move, *pair) for pair in pairs]
+        try:
+            for done in concurrent.futures.as_completed(moves):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def remove(path: PathType) -> None:
@@ -249,6 +289,21 @@ def names_below(path: PathType) -> list[str]:
         return sorted(name[len(inside) :].lstrip("/") for name in files.find(inside))
     root = pathlib.Path(path)
     return sorted(found.relative_to(root).as_posix() for found in root.rglob("*") if found.is_file())
+
+
+def is_file(path: PathType) -> bool:
+    """Whether there is a file. epath's and fsspec's `exists` say no where a store fails; this does not.
+
+    Raises:
+      Exception: of the store's library, where it did not answer or may not be asked.
+    """
+    if not is_remote(path):
+        return os.path.isfile(path)
+    files, inside = _file_system(path)
+    try:
+        return bool(files.info(inside)["type"] == "file")
+    except FileNotFoundError:
+        return False
 
 
 def size(path: PathType) -> int:
@@ -287,20 +342,25 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(root).expanduser().absolute() / "inranker_jax" / "remote"
 
 
-def local_copy(path: PathType) -> pathlib.Path:
+def local_copy(path: PathType, skip: Sequence[str] = ()) -> pathlib.Path:
     """A local path as it is; of a remote file or folder a copy on this machine, fetched if it is not there yet.
 
     A copy is kept under what the store says of its objects (name, size, version), so that a changed object is fetched
     again. Processes may ask for the same copy at the same time.
 
+    Args:
+      path: a file or a folder.
+      skip: patterns of `fnmatch`; what is below a remote folder and fits one of them is not fetched.
+
     Raises:
-      InputError: there is nothing under a remote path, or it changed while it was fetched.
+      InputError: there is nothing under a remote path, it changed while it was fetched, or its bucket cannot be read.
+      Exception: of the store's library, where the store fails on the way.
     """
     if not is_remote(path):
         return pathlib.Path(path)
     files, inside = _file_system(path)
     try:
-        found = _listing(files, inside)
+        found = _listing(files, inside, skip)
     except Exception:
         check_reachable(path)  # in words, if it is the bucket or the rights
         raise
@@ -321,8 +381,8 @@ def local_copy(path: PathType) -> pathlib.Path:
         ]
         for _, local in wanted:
             local.parent.mkdir(parents=True, exist_ok=True)
-        files.get([remote for remote, _ in wanted], [str(local) for _, local in wanted])
-        if _listing(files, inside) != found:
+        _transfer(files.get_file, [(remote, str(local)) for remote, local in wanted])
+        if _listing(files, inside, skip) != found:
             raise InputError.at(path, None, "it changed while it was fetched", remedy="Run the command again")
         with contextlib.suppress(OSError):  # another process was faster: its copy is the same
             fetching.rename(home)
@@ -331,11 +391,16 @@ def local_copy(path: PathType) -> pathlib.Path:
     return target
 
 
-def _listing(files: Any, inside: str) -> dict[str, tuple[int, str]]:
-    """Size and version of every object below a path, by the rest of its name; "" is the path itself."""
+def _listing(files: Any, inside: str, skip: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Size and version of the objects below a path that are not skipped, by the rest of the name; "" is the path."""
     found = files.find(inside, detail=True)
-    return {
+    listing = {
         name[len(inside) :].lstrip("/"): (int(info["size"]), _version(info)) for name, info in found.items()
+    }
+    return {
+        name: info
+        for name, info in listing.items()
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)
     }
 
 

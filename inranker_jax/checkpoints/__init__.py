@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inranker_jax import paths
+from inranker_jax import hub, paths
 from inranker_jax.errors import InputError
 from inranker_jax.models import Params, T5Config, trees
 
@@ -86,7 +86,8 @@ def load_model(
         return t5x.load(t5x_checkpoint, source, place)
     if paths.is_remote(source):
         places.check_folder(source)  # before all of it is copied
-        return dataclasses.replace(huggingface.load(paths.local_copy(source), place=place), source=source)
+        copy = paths.local_copy(source, skip=hub.NOT_DOWNLOADED)
+        return dataclasses.replace(huggingface.load(copy, place=place), source=source)
     return huggingface.load(source, place=place)
 
 

@@ -57,7 +57,8 @@ def replaced_folder(folder: str | os.PathLike[str], ours: Callable[[str], bool])
       The folder to write into.
 
     Raises:
-      InputError: where the folder is a file or holds anything that is not ours.
+      InputError: where the folder is a file or holds anything that is not ours, or its bucket cannot be read.
+      OSError: the disk or the store did not take all of it.
     """
     if paths.is_remote(folder):
         with _uploaded_folder(folder, ours) as new:
@@ -97,17 +98,19 @@ def _check_foreign(folder: Any, foreign: list[str]) -> None:
 def _uploaded_folder(folder: str | os.PathLike[str], ours: Callable[[str], bool]) -> Iterator[pathlib.Path]:
     paths.check_reachable(folder)
     target = paths.of(folder)
-    old = paths.names_below(target)
+    with paths.failures_told(target):
+        old = paths.names_below(target)
     _check_foreign(target, [name for name in old if "/" in name or not ours(name)])
     with tempfile.TemporaryDirectory(prefix="inranker_jax.") as here:
         new = pathlib.Path(here, "new")
         new.mkdir()
         yield new
-        if _LAST in old:
-            paths.remove(target / _LAST)
-        paths.upload(new, target, marker=_LAST)
-        for name in set(old) - set(paths.names_below(new)):
-            paths.remove(target / name)
+        with paths.failures_told(target):
+            if _LAST in old:
+                paths.remove(target / _LAST)
+            paths.upload(new, target, marker=_LAST)
+            for name in set(old) - set(paths.names_below(new)):
+                paths.remove(target / name)
 
 
 def _swap(new: pathlib.Path, target: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+from collections.abc import Collection
 from typing import Any
 
 from inranker_jax.errors import InputError
@@ -18,8 +19,14 @@ ORBAX_FOLDER = "state"
 ORBAX_INDEX = "_METADATA"
 OCDBT_MANIFEST = "manifest.ocdbt"
 STEP_NAME = re.compile(r"checkpoint_(\d+)")
+# Where `t5x_save` writes a step of a disk, until it is complete.
+_UNFINISHED = re.compile(rf"{STEP_NAME.pattern}\.tmp-\w+")
 # Any of these makes a step readable; they are the last that is written into it.
 _SIGNS = (INDEX, f"{ORBAX_FOLDER}/{INDEX}", f"{ORBAX_FOLDER}/{ORBAX_INDEX}")
+# A file of an array of T5X's networks: those that T5X and `t5x_save` put beside the index.
+_ARRAY_FILE = re.compile(
+    r"(target|state\.param_states)\.(token_embedder|encoder|decoder)\.[\w.]+/(\.zarray|\d+(\.\d+)*)"
+)
 # What else may have `state` or `checkpoint` in it: our own steps, and models of Hugging Face's hub.
 _OTHERS = ("model/metadata", "position/metadata", "model.safetensors", "model.safetensors.index.json")
 
@@ -125,6 +132,31 @@ class RemoteFiles(Files):
         import tensorstore as ts
 
         return ts.KvStore.Spec(f"{self.folder}/{name}/".replace("//", "/").replace(":/", "://", 1)).to_json()
+
+
+def is_replaceable(names: Collection[str]) -> bool:
+    """Whether an export may take the place of a step's folder.
+
+    It may if the folder has the index, and so is a checkpoint, or if there is nothing in it but arrays of T5X's
+    networks, which is what an upload, copy or removal that broke off leaves.
+
+    Args:
+      names: of all files below the step's folder, with `/` between folders.
+
+    >>> is_replaceable([]), is_replaceable(["target.decoder.decoder_norm.scale/0"])
+    (True, True)
+    >>> is_replaceable(["target.pdf"]), is_replaceable(["target.pdf", "checkpoint"])
+    (False, True)
+    """
+    return INDEX in names or all(_ARRAY_FILE.fullmatch(name) for name in names)
+
+
+def is_incomplete(name: str) -> bool:
+    """Whether a file, by its path in a folder of steps, is of a step that is not complete, unless it has its index."""
+    head, _, rest = name.partition("/")
+    if _UNFINISHED.fullmatch(head):
+        return True
+    return STEP_NAME.fullmatch(head) is not None and _ARRAY_FILE.fullmatch(rest) is not None
 
 
 def open_folder(folder: str) -> Files:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inranker_jax import paths
-from inranker_jax.checkpoints import huggingface, t5x_settings
+from inranker_jax.checkpoints import huggingface, t5x_folders, t5x_settings
 from inranker_jax.checkpoints.t5x import LAYER
 from inranker_jax.checkpoints.t5x_folders import INDEX
 from inranker_jax.errors import InputError, did_you_mean
@@ -47,12 +48,14 @@ def save(
 ) -> Any:
     """Writes `FOLDER/checkpoint_STEP`, and beside it what the parameters do not say.
 
-    The step appears complete or not at all: a remote one has no index until the rest is there. It has no optimizer
+    The step appears complete or not at all: a remote one has no index until the rest is there. It takes the place of
+    an earlier export of the step, of a checkpoint of T5X, or of what an export that broke off left. It has no optimizer
     state, like T5X's own checkpoints of an `InferenceState`; T5X fine-tunes from it with
     `utils.RestoreCheckpointConfig.fallback_to_scratch = True`.
 
     Args:
-      folder: T5X's MODEL_DIR, local or remote; it may hold other steps of the same model.
+      folder: T5X's MODEL_DIR, local or remote; it may hold other steps of the same model. A remote step is first
+        written to this machine's folder for temporary files (`TMPDIR`), which needs room for it.
       config: the architecture.
       params: its parameters.
       step: T5X goes on counting from here, so its TRAIN_STEPS must be larger.
@@ -65,8 +68,10 @@ def save(
       The step's folder, as `paths.of` gives it.
 
     Raises:
-      InputError: another dtype, a model that T5X's networks do not have, or a folder with
-        another model in it.
+      InputError: another dtype, a model that T5X's networks do not have, a folder with another model in it or with
+        something else in the step's place, or a bucket that does not exist or may not be read. Nothing was written.
+      OSError: the disk or the store did not take all of it. The step is the earlier one or is not complete; others are
+        as they were.
     """
     if dtype not in huggingface.DTYPES:
         raise InputError(
@@ -77,49 +82,60 @@ def save(
         raise InputError(f"step is {step}. Expected 0 or more.")
     _check_expressible(config)
     check_params(config, params)
-    if paths.is_remote(folder):
-        return _save_remote(
-            os.fspath(folder).rstrip("/"), config, params, step, tokenizer, contract, dtype, scan_layers
-        )
-    root = pathlib.Path(folder).expanduser().absolute()
-    _check_root(root, config)
-    _check_same_kind(root, config, dtype, scan_layers)
-    root.mkdir(parents=True, exist_ok=True)
+    remote = paths.is_remote(folder)
+    root = paths.of(folder) if remote else pathlib.Path(folder).expanduser().absolute()
     target = root / f"checkpoint_{step}"
-    new = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.tmp-", dir=root))
-    try:
-        new.chmod(0o777 & ~_umask())
+    with paths.failures_told(root):
+        _check_place(root, target)
+        _check_description(root, config, dtype, scan_layers)
+    with (_uploaded if remote else _swapped)(root, target) as (new, beside):
         _write_step(new, config, params, step, dtype, scan_layers)
-        _write_settings(root, config, tokenizer, contract, dtype, scan_layers)
-        _swap(new, target)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+        _write_settings(beside, config, tokenizer, contract, dtype, scan_layers)
     return target
 
 
-def _save_remote(folder: str, config: T5Config, params: Params, step: int, *rest: Any) -> Any:
-    """`save` into a folder of this machine, which knows what describes the remote one, and from there."""
+@contextlib.contextmanager
+def _swapped(root: pathlib.Path, target: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Gives a folder for the step, which takes the place of `target` at the end, and one for what is beside it."""
+    root.mkdir(parents=True, exist_ok=True)
+    new = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.tmp-", dir=root))
+    try:
+        new.chmod(0o777 & ~_umask())
+        yield new, root
+        if target.exists():
+            old = target.with_name(f"{new.name}.old")
+            target.rename(old)
+            new.rename(target)
+            shutil.rmtree(old)
+        else:
+            new.rename(target)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _uploaded(root: Any, target: Any) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """`_swapped` for a remote folder: both folders are on this machine, and are uploaded at the end.
+
+    The order leaves, wherever it breaks off, nothing that is taken for something else. The old index goes before the
+    old arrays, which are nothing without it. What describes the steps comes after the arrays, `config.json` last, so
+    that a new folder is not bound to a model that it does not have. The index comes after all of it: without the
+    description a complete step might be read as another architecture.
+    """
     with tempfile.TemporaryDirectory(prefix="inranker_jax.") as name:
-        root = pathlib.Path(name)
-        for known in {t5x_settings.CONFIG, GIN} & set(_names(folder)):
-            (root / known).write_bytes(paths.read(f"{folder}/{known}"))
-        local = save(root, config, params, step, *rest)
-        remote = f"{folder}/{local.name}"
-        if any(name != INDEX and not name.startswith("target.") for name in paths.names_below(remote)):
-            raise InputError.at(remote, None, "it is no checkpoint of T5X", "a name to write", "Move it away")
-        for file in root.iterdir():
-            if file.is_file():
-                paths.upload(file, f"{folder}/{file.name}")
-        paths.remove(remote)
-        paths.upload(local, remote, marker=INDEX)
-    return paths.of(remote)
-
-
-def _names(folder: str) -> list[str]:
-    """Names of the files of a remote folder, not of those below it."""
-    paths.check_reachable(folder)
-    return [name for name in paths.names_below(folder) if "/" not in name]
+        here = pathlib.Path(name)
+        new, beside = here / "step", here / "beside"
+        new.mkdir()
+        beside.mkdir()
+        yield new, beside
+        (new / INDEX).rename(here / INDEX)
+        with paths.failures_told(target):
+            paths.remove(target / INDEX)
+            paths.remove(target)
+            paths.upload(new, target)
+            paths.upload(beside, root, marker=t5x_settings.CONFIG)
+            paths.upload(here / INDEX, target / INDEX)
 
 
 def stacked_tree(config: T5Config, params: Params) -> dict[str, Any]:
@@ -214,12 +230,13 @@ def _write_settings(
     dtype: str,
     scan_layers: bool,
 ) -> None:
-    huggingface.write_json(root / t5x_settings.CONFIG, config.to_hf_dict() | {"dtype": dtype})
-    (root / GIN).write_text(model_gin(config, scan_layers), encoding="utf-8")
+    """Writes `config.json` last: without it the rest describes nothing, should this break off."""
     if tokenizer is not None:
         tokenizer.save(root)
     if contract is not None:
         huggingface.write_json(root / t5x_settings.CONTRACT, contract.to_dict())
+    (root / GIN).write_text(model_gin(config, scan_layers), encoding="utf-8")
+    huggingface.write_json(root / t5x_settings.CONFIG, config.to_hf_dict() | {"dtype": dtype})
 
 
 def model_gin(config: T5Config, scan_layers: bool = False) -> str:
@@ -265,55 +282,60 @@ def _check_expressible(config: T5Config) -> None:
         )
 
 
-def _check_root(root: pathlib.Path, config: T5Config) -> None:
-    """Raises InputError where the folder is a file, or describes another model than the one to be written."""
-    if root.exists() and not root.is_dir():
-        raise InputError.at(root, None, "it is a file", "a folder to write", "Choose another name")
+def _check_place(root: Any, target: Any) -> None:
+    """Raises InputError where there is no folder, here or remote, to put the step in, or something else is there."""
+    paths.check_reachable(root)
+    for folder in (root, target):
+        if not paths.is_remote(folder) and folder.exists() and not folder.is_dir():
+            raise InputError.at(folder, None, "it is a file", "a folder to write", "Choose another name")
+    if not t5x_folders.is_replaceable(paths.names_below(target)):
+        raise InputError.at(
+            target,
+            None,
+            f"it is no checkpoint of T5X (with the file {INDEX!r}), nor what is left of one",
+            "a name to write",
+            "Move it away",
+        )
+
+
+def _check_description(root: Any, config: T5Config, dtype: str, scan_layers: bool) -> None:
+    """Raises InputError where the folder describes other steps than this one: it describes all of them once."""
     path = root / t5x_settings.CONFIG
-    if not path.exists():
+    if not paths.is_file(path):
         return
     stored = huggingface.read_json(path)
     same: Mapping[str, Any] = {name: stored.get(name) for name in config.to_hf_dict()}
     if same != config.to_hf_dict():
         fields = sorted(name for name, value in config.to_hf_dict().items() if same[name] != value)
-        raise InputError.at(
-            path,
-            None,
-            f"it describes another model ({', '.join(fields)} differ)",
-            "a new folder or one with other steps of this model",
-            "Choose another folder",
-        )
+        if not _is_left_over(root):
+            raise InputError.at(
+                path,
+                None,
+                f"it describes another model ({', '.join(fields)} differ)",
+                "a new folder or one with other steps of this model",
+                "Choose another folder",
+            )
+    elif paths.is_file(root / GIN):
+        gin = paths.read(root / GIN).decode(errors="replace")
+        other = stored.get("dtype") != dtype or gin != model_gin(config, scan_layers)
+        if other and not _is_left_over(root):
+            raise InputError.at(
+                root,
+                None,
+                f"its steps are of dtype {stored.get('dtype')}, or their layers are stacked otherwise (see {GIN})",
+                "a new folder, or one with steps of the same --dtype and --scan_layers",
+                "Choose another folder",
+            )
 
 
-def _check_same_kind(root: pathlib.Path, config: T5Config, dtype: str, scan_layers: bool) -> None:
-    """Raises InputError where steps beside this one are stored otherwise: the folder describes all of them once."""
-    if not (root / GIN).is_file():
-        return
-    stored = huggingface.read_json(root / t5x_settings.CONFIG).get("dtype")
-    if stored != dtype or (root / GIN).read_text(encoding="utf-8") != model_gin(config, scan_layers):
-        raise InputError.at(
-            root,
-            None,
-            f"its steps are of dtype {stored}, or their layers are stacked otherwise (see {GIN})",
-            "a new folder, or one with steps of the same --dtype and --scan_layers",
-            "Choose another folder",
-        )
+def _is_left_over(root: Any) -> bool:
+    """Whether all that is in the folder is left of exports that broke off, so that what it describes is not there."""
+    names = paths.names_below(root)
+    ours = {t5x_settings.CONFIG, GIN, t5x_settings.CONTRACT, *t5x_settings.TOKENIZER_FILES}
+    return GIN in names and all(name in ours or t5x_folders.is_incomplete(name) for name in names)
 
 
 def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
-
-
-def _swap(new: pathlib.Path, target: pathlib.Path) -> None:
-    """Puts `new` in the place of an earlier export of the same step."""
-    if not target.exists():
-        new.rename(target)
-        return
-    if not (target / INDEX).is_file():
-        raise InputError.at(target, None, "it is no checkpoint of T5X", "a name to write", "Move it away")
-    old = target.with_name(f"{new.name}.old")
-    target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old)

@@ -26,7 +26,7 @@ CONTRACT = "inranker_contract.json"
 # T5X writes the first of them into MODEL_DIR; the second is a model's own file.
 GIN_FILES = ("config.gin", "model.gin")
 _VOCABULARIES = ("tokenizer.json", "spiece.model")
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     *_VOCABULARIES,
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -96,7 +96,7 @@ def _read_tokenizer(files: Files) -> Tokenizer | None:
     if not any(files.has(name) for name in _VOCABULARIES):
         return None
     with tempfile.TemporaryDirectory() as copy:  # the files may be in an object store
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             contents = files.read(name)
             if contents is not None:
                 (pathlib.Path(copy) / name).write_bytes(contents)

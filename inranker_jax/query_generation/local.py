@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inranker_jax import paths
+from inranker_jax import hub, paths
 from inranker_jax.corpora import files
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.query_generation.budget import Budget
@@ -58,8 +58,11 @@ class LocalGenerator:
             )
         self._settings = settings
         self._budget = budget or Budget()
-        # A name on the hub, or a folder of this machine.
-        self._source = str(paths.local_copy(settings.model))
+        _check_packages()  # before gigabytes are fetched, and before minutes are spent on the corpus
+        # A name on the hub, or a folder of this machine: as it was given, since "./gpt2" is no name on the hub.
+        self._source = settings.model
+        if paths.is_remote(settings.model):
+            self._source = str(paths.local_copy(settings.model, skip=hub.NOT_DOWNLOADED))
         self._tokenizer = _load_tokenizer(settings, self._source)
         # Of the hub's model, so that the weights are those of the identity even if the hub gets others meanwhile.
         self._commit = None if pathlib.Path(self._source).is_dir() else _hub_commit(self._source)
@@ -239,14 +242,19 @@ def _stopping_criteria(stops: Callable[..., Any]) -> Any:
     return StoppingCriteriaList([stops])
 
 
-def _load_tokenizer(settings: LocalSettings, source: str) -> Any:
+def _check_packages() -> None:
     try:
-        import torch  # noqa: F401 - tells a missing package before minutes are spent on the corpus
-        import transformers
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"--generator=local needs the package {error.name!r}: run `pip install 'inranker_jax[teachers]'`."
         ) from error
+
+
+def _load_tokenizer(settings: LocalSettings, source: str) -> Any:
+    import transformers
+
     path = pathlib.Path(source)
     if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~"))):
         raise InputError(f"--generator=local:{settings.model}: no such folder.")
@@ -307,8 +315,8 @@ def _folder_digest(folder: pathlib.Path) -> str:
     """First 16 hex digits of the SHA-256 over names and contents of a model's weights, settings and vocabulary."""
     if not folder.is_dir():
         return ""
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix in _DECIDING and path.is_file()]
-    if any(path.suffix == ".safetensors" for path in paths):  # pickled weights beside them are not read
-        paths = [path for path in paths if path.suffix != ".bin"]
-    lines = "".join(f"{path.name} {files.fingerprint([str(path)])}\n" for path in paths)
+    deciding = [path for path in sorted(folder.iterdir()) if path.suffix in _DECIDING and path.is_file()]
+    if any(path.suffix == ".safetensors" for path in deciding):  # pickled weights beside them are not read
+        deciding = [path for path in deciding if path.suffix != ".bin"]
+    lines = "".join(f"{path.name} {files.fingerprint([str(path)])}\n" for path in deciding)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -159,6 +160,21 @@ def test_no_such_model(tmp_path: pathlib.Path) -> None:
         LocalGenerator(LocalSettings(str(tmp_path)))
     with pytest.raises(InputError, match=r"--dtype=float23: .* Did you mean 'float32'"):
         LocalGenerator(LocalSettings(str(tmp_path), dtype="float23"))
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def hub(name: str, **_: Any) -> None:
+        raise AssertionError(f"{name} was asked of the hub")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", hub)
+    for name in ("./missing", "../missing", "~/missing"):
+        with pytest.raises(InputError, match=rf"--generator=local:{re.escape(name)}: no such folder"):
+            LocalGenerator(LocalSettings(name))
 
 
 def test_weights_without_a_tokenizer_and_the_reverse(tmp_path: pathlib.Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pathlib
+import time
 
 import pytest
 
@@ -152,3 +154,43 @@ def test_a_folder_is_not_its_neighbour_with_a_longer_name(store: ObjectStore) ->
     assert paths.names_below(paths.local_copy("gs://bkt/run")) == ["a"]
     paths.remove("gs://bkt/run")
     assert store.names("bkt") == ["run.json", "run2/b"]
+
+
+def test_few_files_of_a_folder_are_on_their_way_at_a_time(store: ObjectStore, tmp_path: pathlib.Path) -> None:
+    for index in range(80):
+        paths.write(tmp_path / "folder" / f"{index}.txt", str(index))
+    running: list[int] = []
+    counts: list[int] = []
+
+    def hold(method: str, name: str) -> None:
+        running.append(1)
+        counts.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+
+    store.fault = hold
+    paths.upload(tmp_path / "folder", "gs://bkt/folder")
+    assert 1 < max(counts) <= paths.TRANSFERS
+    counts.clear()
+    copy = paths.local_copy("gs://bkt/folder", skip=["1*"])
+    assert (
+        1 < max(counts) <= 2 * paths.TRANSFERS
+    )  # gcsfs asks for the object and for a folder of its name at once
+    assert paths.names_below(copy) == sorted(f"{i}.txt" for i in range(80) if not str(i).startswith("1"))
+
+
+def test_an_upload_that_is_refused_begins_no_other_and_warns_of_none(
+    store: ObjectStore, tmp_path: pathlib.Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for index in range(80):
+        paths.write(tmp_path / "folder" / f"{index}.txt", str(index))
+
+    def refuse(method: str, name: str) -> None:
+        raise StatusError(403, "not yours")
+
+    store.fault = refuse
+    with pytest.raises(OSError, match="not yours"):
+        paths.upload(tmp_path / "folder", "gs://bkt/folder")
+    gc.collect()
+    assert len(store.requests) < 80
+    assert not [str(warning.message) for warning in recwarn]

@@ -18,8 +18,6 @@ from inranker_jax.labeling.teachers.spec import TeacherSpec
 
 Chunk = Sequence[PairText]
 
-# Other frameworks' copies of the weights, which are never read.
-_NOT_DOWNLOADED = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "tf_*", "rust_*"]
 _DECIDING_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
 # What a trainer leaves beside a model without any influence on its logits.
 _NOT_DECIDING = ("README", "training_args", "trainer_state", "optimizer", "scheduler", "rng_state", ".")
@@ -88,11 +86,15 @@ def optional_package(module: str) -> Any:
 def model_folder(source: str) -> pathlib.Path:
     """The local folder of a Hugging Face model: the folder itself, a copy of a remote one, or the snapshot of a hub id.
 
+    Of a remote one and of the hub's, `hub.NOT_DOWNLOADED` is not fetched.
+
     Raises:
-      InputError: no such folder, or the hub has no such model or cannot be reached.
+      InputError: no such folder, or the hub or the bucket has no such model or cannot be read.
+      OSError: a store failed on the way.
     """
     if paths.is_remote(source):
-        return paths.local_copy(source)
+        with paths.failures_told(source):
+            return paths.local_copy(source, skip=hub.NOT_DOWNLOADED)
     folder = pathlib.Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -107,7 +109,9 @@ def model_folder(source: str) -> pathlib.Path:
     import huggingface_hub
 
     with hub.errors_told(source):
-        return pathlib.Path(huggingface_hub.snapshot_download(source, ignore_patterns=_NOT_DOWNLOADED))
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(source, ignore_patterns=list(hub.NOT_DOWNLOADED))
+        )
 
 
 def check_path(spec: TeacherSpec) -> None:
@@ -132,10 +136,11 @@ def check_path(spec: TeacherSpec) -> None:
 def check_model(spec: TeacherSpec) -> None:
     """Looks whether there is a model of the teacher's kind, without reading weights.
 
-    Of a model on the hub, the file that describes it is fetched, or found in the cache.
+    Of a model on the hub, the file that describes it is fetched, or found in the cache; in a bucket it is looked up.
 
     Raises:
-      InputError: there is nothing, or something else.
+      InputError: there is nothing, or something else; the hub or the bucket cannot be read.
+      OSError: a store failed otherwise.
     """
     if spec.kind == "run":
         return
@@ -147,7 +152,11 @@ def check_model(spec: TeacherSpec) -> None:
     plain = spec.kind == "cross-encoder" or "pooling" in spec.options
     name = "config.json" if plain else "modules.json"
     folder = pathlib.Path(spec.path).expanduser()
-    if not folder.exists() and hub.HUB_ID.fullmatch(spec.path):
+    if paths.is_remote(spec.path):
+        paths.check_reachable(spec.path)
+        with paths.failures_told(spec.path):
+            there = paths.is_file(f"{spec.path.rstrip('/')}/{name}")
+    elif not folder.exists() and hub.HUB_ID.fullmatch(spec.path):
         import huggingface_hub
         from huggingface_hub import errors
 
