@@ -4,8 +4,8 @@
 
 Prints, for float32 and bfloat16, milliseconds of one call and shares. `--step=train` takes a loss and its gradients,
 without the optimizer's update. Operations are told apart by the equation or
-function that they come from. On a CPU an operation's time is that of its longest thread, and calls run one at a time
-here, so that shares add up; `Reranker` runs one a core.
+scope that they come from. On a CPU an operation's time is that of its longest thread, and where two run side by side
+both count: shares are of the sum. Calls run one at a time here; `Reranker` runs one a core.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ from inranker_jax import quiet
 from inranker_jax.models import Compute, T5Config, apply, init_params
 
 LABELS = np.array([6136, 1176], np.int32)
-# The first that occurs in an operation's origin names its kind. Branch 0 is the CPU's blocks of attention.
+# The first that occurs in an operation's origin names its kind; the last two of attention are scopes of its code.
 KINDS = (
     (("...i,io->...o", "...o,io->...i", "...i,...o->io", "ot,ti->oi"), "products with weights"),
-    (("nhqd,nhkd->nhqk", "nhqk,nhkd->nhqd", "nhdq,", "branch_0", "_where"), "attention of the encoder"),
+    (
+        ("nhqd,nhkd->nhqk", "nhqk,nhkd->nhqd", "nhdq,", "encoder_attention", "relative_bias"),
+        "attention of the encoder",
+    ),
     (("nsh", "she,", "nse", "nle", "nsk"), "cross-attention and head"),
     (("gather", "take", "scatter"), "embedding"),
 )
@@ -72,9 +75,8 @@ def scoring(function: Any, params: Any, dtype: str) -> tuple[Any, Any]:
     return jax.jit(lambda params, tokens: function(params, tokens)), stored
 
 
-def training(function: Any, params: Any, dtype: str) -> tuple[Any, Any]:
+def training(function: Any, params: Any, _: str) -> tuple[Any, Any]:
     """The same for a loss and its gradients; parameters stay float32."""
-    del dtype
     return jax.jit(jax.value_and_grad(lambda params, tokens: jnp.mean(function(params, tokens) ** 2))), params
 
 

@@ -6,21 +6,19 @@ python -m inranker_jax.export --checkpoint=outputs/run --output_dir=exports/t5x 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from inranker_jax import quiet
 from inranker_jax.errors import InputError
+from inranker_jax.flags import Parser
 
 FORMATS = ("huggingface", "t5x")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses flags and exports. Bad input ends it with one message and status 2, a failing disk or store with 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m inranker_jax.export", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser("export", __doc__.partition("\n")[0])
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -44,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--scan_layers", action="store_true", help="t5x: layers stacked, for networks of examples/scalable_t5"
     )
-    flags = parser.parse_args(arguments)
     quiet.libraries()
     try:
+        flags = parser.parse(arguments)
         if flags.format == "t5x":
             if flags.max_shard_gb is not None:
                 raise InputError(

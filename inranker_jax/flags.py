@@ -58,7 +58,7 @@ def run_main(work: Callable[[Interruption], int | None]) -> int:
     """Runs the work of a binary and returns its exit status.
 
     A first SIGTERM or Ctrl-C sets `interruption.requested`; the work looks at it between steps, and raises
-    `Stopped`. A second one kills.
+    `Stopped`. A Ctrl-C after it kills.
 
     Args:
       work: called with the `Interruption`; returns an exit status, or None for 0.

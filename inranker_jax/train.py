@@ -41,6 +41,7 @@ from inranker_jax import (
 from inranker_jax.checkpoints import native, uploaded
 from inranker_jax.configuration import gin
 from inranker_jax.errors import InputError
+from inranker_jax.flags import Parser
 from inranker_jax.interruption import Interruption, SharedInterruption
 from inranker_jax.models import Compute, T5Config, flops, t5
 from inranker_jax.packing import Layout
@@ -436,27 +437,29 @@ def validate(
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Splits the command line into flags and gin bindings."""
+    """Splits the command line into flags and gin bindings.
+
+    Raises:
+      InputError: an unknown flag, or a value of the wrong type.
+    """
     bindings, rest = configuration.split_gin_flags(argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m inranker_jax.train", description="Distil a student reranker from teacher logits."
-    )
+    parser = Parser("train", "Distil a student reranker from teacher logits.")
     configuration.add_gin_flags(parser)
     parser.add_argument("--output_dir", help="the run's folder (macro MODEL_DIR); rerun to resume")
     parser.add_argument(
         "--init_checkpoint", help="folder or hub id to start from (macro INITIAL_CHECKPOINT_PATH)"
     )
     distributed.add_flags(parser)
-    return parser.parse_args(rest), bindings
+    return parser.parse(rest), bindings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses flags and gin, and calls `train`. Returns the exit status: 2 for bad input, 1 for a bad loss."""
     started = time.time()
     quiet.libraries()
-    flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
     configurable = gin.external_configurable(train, "train", module="inranker_jax")
     try:
+        flags, bindings = parse_flags(sys.argv[1:] if argv is None else argv)
         if not flags.gin_file:
             raise InputError("no --gin_file: name one, such as --gin_file=gin/small_synth.gin.")
         macros = {"MODEL_DIR": flags.output_dir, "INITIAL_CHECKPOINT_PATH": flags.init_checkpoint}

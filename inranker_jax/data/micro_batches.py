@@ -20,6 +20,7 @@ from inranker_jax.packing import Layout
 _CANDIDATES, _SIMULATED_DOCUMENTS = 12, 2048
 _ROW_LENGTHS = (1, 1.25, 1.5, 2, 3, 4)  # times max_length
 _LONGEST_ROW = 512  # unless twice max_length is more
+_PACKED_ANEW = 3  # micro-batches for a list that fits into none as they are
 # Attention's work grows with the row: at about so many tokens it is as much as all the rest of T5-small's layers.
 _ATTENTION = 3072
 # A micro-batch costs, beside its tokens, the addition of all gradients and the start of every operation: about
@@ -165,7 +166,7 @@ def _resampled(lists: Sequence[np.ndarray], batch_size: int) -> list[list[np.nda
     if not lists:
         return []
     documents = batch_size * np.mean([len(lengths) for lengths in lists])
-    count = int(np.clip(_SIMULATED_DOCUMENTS / documents, 6, 24))
+    count = int(np.clip(_SIMULATED_DOCUMENTS / documents, 3, 24))
     rng = np.random.default_rng(0)
     sizes = np.rint(batch_size * np.linspace(0.94, 1.06, count)).astype(int)
     return [[lists[number] for number in rng.integers(0, len(lists), size)] for size in sizes]
@@ -208,31 +209,80 @@ def divide(lengths: Sequence[np.ndarray], shape: Shape) -> Division:
     return Division(used, int(computed.sum()), micro_batch, place, row, slot)
 
 
-@dataclasses.dataclass
 class _Group:
-    lists: list[int]
-    lengths: np.ndarray
-    row: np.ndarray
-    slot: np.ndarray
+    """A micro-batch that is being filled: its lists, and where their sequences lie.
+
+    A list is put beside those that are there, each sequence into the fullest row that holds it. Only where that fails
+    is everything packed anew, as best-fit decreasing does it: that is the rarer and the dearer of the two.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.lists: list[int] = []
+        self._shape = shape
+        self._lengths, self.row, self.slot = (
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.int32),
+        )
+        self._left, self._taken = [shape.row_length] * shape.rows, [0] * shape.rows
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.lists) == self._shape.lists
+
+    def put_beside(self, number: int, lengths: np.ndarray) -> bool:
+        """Adds a list without moving what is there; False where it does not fit so."""
+        left, taken = self._left.copy(), self._taken.copy()
+        row, slot = np.zeros(len(lengths), np.int32), np.zeros(len(lengths), np.int32)
+        for place in np.argsort(-lengths, kind="stable").tolist():
+            size, best = int(lengths[place]), -1
+            for candidate, free in enumerate(left):
+                fits = free >= size and taken[candidate] < self._shape.slots
+                if fits and (best < 0 or free < left[best]):
+                    best = candidate
+            if best < 0:
+                return False
+            row[place], slot[place] = best, taken[best]
+            left[best] -= size
+            taken[best] += 1
+        self._take(number, lengths, np.concatenate([self.row, row]), np.concatenate([self.slot, slot]))
+        self._left, self._taken = left, taken
+        return True
+
+    def pack_anew(self, number: int, lengths: np.ndarray) -> bool:
+        """Adds a list by packing all that is there anew; False where that does not help."""
+        together = np.concatenate([self._lengths, lengths])
+        row, slot, count = packing.assign(together, self._shape.row_length, self._shape.slots)
+        if count > self._shape.rows:
+            return False
+        self._take(number, lengths, row, slot)
+        used = np.bincount(row, together, minlength=self._shape.rows).astype(int)
+        self._left = (self._shape.row_length - used).tolist()
+        self._taken = np.bincount(row, minlength=self._shape.rows).tolist()
+        return True
+
+    def _take(self, number: int, lengths: np.ndarray, row: np.ndarray, slot: np.ndarray) -> None:
+        self.lists.append(number)
+        self._lengths, self.row, self.slot = np.concatenate([self._lengths, lengths]), row, slot
 
 
 def _first_fit(lengths: Sequence[np.ndarray], shape: Shape) -> list[_Group]:
+    """Lists, longest first, each into the first micro-batch that holds it as it is, else one of the emptiest anew."""
     groups: list[_Group] = []
-    room = shape.rows * shape.row_length
+    left = np.zeros(len(lengths), np.int64)  # free tokens of each group; none in one that has its lists
     totals = np.array([length.sum() for length in lengths])
     for number in np.argsort(-totals, kind="stable").tolist():
-        for group in groups:
-            if len(group.lists) == shape.lists or group.lengths.sum() + totals[number] > room:
-                continue
-            together = np.concatenate([group.lengths, lengths[number]])
-            row, slot, count = packing.assign(together, shape.row_length, shape.slots)
-            if count <= shape.rows:
-                group.lists.append(number)
-                group.lengths, group.row, group.slot = together, row, slot
-                break
-        else:
-            row, slot, _ = packing.assign(lengths[number], shape.row_length, shape.slots)
-            groups.append(_Group([number], lengths[number], row, slot))
+        possible = np.flatnonzero(left[: len(groups)] >= totals[number]).tolist()
+        home = next((n for n in possible if groups[n].put_beside(number, lengths[number])), None)
+        if home is None:
+            emptiest = sorted(possible, key=lambda n: -left[n])[:_PACKED_ANEW]
+            home = next((n for n in emptiest if groups[n].pack_anew(number, lengths[number])), None)
+        if home is None:
+            home = len(groups)
+            groups.append(_Group(shape))
+            left[home] = shape.rows * shape.row_length
+            groups[home].pack_anew(number, lengths[number])
+        left[home] = 0 if groups[home].is_full else left[home] - totals[number]
     return groups
 
 

@@ -67,7 +67,7 @@ def _product_backward(
     first, second = inputs.split(",")
     to_left = _einsum(f"{result},{second}->{first}", gradient, right, dtype)
     to_right = functools.partial(_einsum, f"{first},{result}->{second}", dtype=dtype)
-    if equation == "...i,io->...o" and right.shape[0] >= right.shape[1] and not _is_divided():
+    if equation == "...i,io->...o" and right.shape[0] >= right.shape[1] and not is_divided():
         narrow = functools.partial(_to_narrow_kernel, dtype=dtype)
         gradients = jax.lax.platform_dependent(left, gradient, cpu=narrow, default=to_right)
     else:
@@ -77,7 +77,7 @@ def _product_backward(
 
 def _to_narrow_kernel(left: jax.Array, gradient: jax.Array, dtype: str) -> jax.Array:
     """`einsum("...i,...o->io")`: transposes its narrower operand, the gradient, where XLA:CPU takes the first one."""
-    left, gradient = (x.reshape(-1, x.shape[-1]).astype(dtype) for x in (left, gradient))
+    left, gradient = left.reshape(-1, left.shape[-1]), gradient.reshape(-1, gradient.shape[-1]).astype(dtype)
     return jnp.swapaxes(_kept(_einsum("ot,ti->oi", _turned(gradient), left, dtype)), 0, 1)
 
 
@@ -90,11 +90,11 @@ _kept = jax.lax.optimization_barrier
 def _turned(x: Any) -> Any:
     """The last two axes swapped, in memory too.
 
-    The way through one axis and the barrier are for XLA:CPU (jax 0.10.2), which multiplies what it takes for the
-    transpose of a bfloat16 operand in float32, at less than half the speed. Divided arrays keep their axes.
+    XLA:CPU (jax 0.10.2) multiplies a bfloat16 operand that it sees as a transpose in float32, at less than half the
+    speed: a barrier, and a way through one axis, hide that it is one. Divided arrays keep their axes.
     """
     swapped = jnp.swapaxes(x, -1, -2)
-    if _is_divided():
+    if is_divided():
         return _kept(swapped)
 
     def flat(swapped: Any) -> Any:
@@ -103,7 +103,7 @@ def _turned(x: Any) -> Any:
     return jax.lax.platform_dependent(swapped, cpu=flat, default=_kept)
 
 
-def _is_divided() -> bool:
+def is_divided() -> bool:
     """Whether the context mesh has more than one device."""
     return any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())
 
@@ -162,9 +162,7 @@ def attend(
       ValueError: a rate and a seed without `names`.
     """
     n, heads, length, _ = query.shape
-    rows = (
-        0 if _is_divided() else max(1, _BLOCK_BYTES // (4 * heads * length * length), -(-n // _MOST_BLOCKS))
-    )
+    rows = 0 if is_divided() else max(1, _BLOCK_BYTES // (4 * heads * length * length), -(-n // _MOST_BLOCKS))
     ways = math.prod(_axis(name) for name in BATCH_AXES)
     turn = _turn(n // ways, 4 * max(1, heads // _axis(MODEL_AXIS)) * length * length) if n % ways == 0 else 0
     options = _Options(dtype, 0.0 if seed is None else rate, rows if rows < n else 0, turn, ways)
@@ -202,6 +200,7 @@ def _attend(
     return _attend_forward(options, query, key, value, bias, mask, seed, names)[0]
 
 
+@jax.named_scope("encoder_attention")  # the profile of benchmarks/profile_steps.py reads it
 def _attend_forward(
     options: _Options, query: Any, key: Any, value: Any, bias: Any, mask: Any, seed: Any, names: Any
 ) -> tuple[Any, Any]:
@@ -221,6 +220,7 @@ def _attend_forward(
     return context, (query, key, value, bias, mask, seed, names, context, log_total)
 
 
+@jax.named_scope("encoder_attention")
 def _attend_backward(options: _Options, saved: Any, gradient: Any) -> tuple[Any, ...]:
     query, key, value, bias, mask, seed, names, context, log_total = saved
     dtype = options.dtype

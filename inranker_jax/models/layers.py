@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from inranker_jax.models.attention import MASKED_SCORE, attend, product
+from inranker_jax.models.attention import MASKED_SCORE, attend, is_divided, product
 from inranker_jax.models.config import Compute, T5Config
 from inranker_jax.models.dropout import Names, derived, dropout, part
 
@@ -168,24 +168,32 @@ class RelativePositionBias(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _windows(row: jax.Array, length: int) -> jax.Array:
-    """[heads, 2 * length] -> [heads, length, length]: row i begins i entries before the start, at the end."""
+    """[heads, 2 * length] -> [heads, length, length]: row i begins i entries before the start, at the end.
+
+    Differentiable in reverse only, like `product` and `attend`.
+    """
     heads, width = row.shape
     rows = jnp.broadcast_to(row[:, None, :], (heads, length, width)).reshape(heads, length * width)
     # Cut one entry shorter, each row starts one entry earlier than the last.
     return rows[:, : length * (width - 1)].reshape(heads, length, width - 1)[:, :, :length]
 
 
+@jax.named_scope("relative_bias")
 def _windows_forward(row: jax.Array, length: int) -> tuple[jax.Array, None]:
     """As a loop on a CPU, whose result is kept.
 
     XLA:CPU writes the windows into every operation that reads them, and in exponentials their indices cost far more
     than the operation. A program without gradients adds the bias before, where a loop would only make it slower.
+    Heads that are divided over devices are no axis for a loop.
     """
+    if is_divided():
+        return _windows(row, length), None
     by_head = functools.partial(jax.lax.map, lambda one: _windows(one[None], length)[0])
     at_once = functools.partial(_windows, length=length)
     return jax.lax.platform_dependent(row, cpu=by_head, default=at_once), None
 
 
+@jax.named_scope("relative_bias")
 def _windows_backward(length: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
     """Sums along diagonals: the transpose of `_windows`, by the same cuts."""
     heads = gradient.shape[0]

@@ -1,7 +1,7 @@
 """What XLA:CPU makes of a training step: the products and attention that it can run fast.
 
-The compiled program is read, because a slow form gives the same values. Each check failed when it was written, on the
-form that it rules out.
+The compiled program is read, in the text that jax 0.10.2 gives, because a slow form gives the same values. Each check
+failed when it was written, on the form that it rules out.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ def bodies(program: str) -> list[str]:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("variant", ["v1.0", "v1.1"])
 def test_every_product_of_bfloat16_training_is_in_bfloat16(monkeypatch, variant, packed):
-    monkeypatch.setattr(
-        attention, "_BLOCK_BYTES", 1
-    )  # attention a row at a time, as for real lengths and heads
+    # Attention a row at a time, as for real lengths and heads.
+    monkeypatch.setattr(attention, "_BLOCK_BYTES", 1)
     program, _ = compiled("bfloat16", variant, packed=packed)
     slow, fast = [], []
     for body in bodies(program):
@@ -76,3 +75,39 @@ def test_exponentials_read_the_bias_and_do_not_look_it_up(dtype):
     exponentials = [body for body in bodies(program) if " exponential(" in body]
     assert exponentials
     assert [body for body in exponentials if table in body] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_narrow_kernels_transpose_their_narrower_operand(dtype):
+    """The last one of attention and of the MLP, here; the others are wide."""
+    program, config = compiled(dtype)
+    dots = [line for line in program.splitlines() if " dot(" in line]
+    assert len([line for line in dots if "ot,ti->oi" in line]) >= 2 * config.num_layers
+    others = [line.split(" dot(")[0] for line in dots if "...i,...o->io" in line]
+    assert others
+    for width in (config.inner_dim, config.d_ff):
+        assert width > config.d_model
+        assert [shape for shape in others if f"[{width},{config.d_model}]" in shape] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(12, 5), (7, 7), (5, 12)], ids=["narrow", "square", "wide"])
+def test_gradients_of_a_product_are_those_of_an_einsum(shape, dtype):
+    rng = np.random.default_rng(0)
+    left, right, weight = (
+        jnp.asarray(rng.normal(size=size), jnp.float32)
+        for size in ((3, 4, shape[0]), shape, (3, 4, shape[1]))
+    )
+
+    def plain(left, right):
+        return jnp.sum(weight * jnp.einsum("...i,io->...o", left, right))
+
+    def ours(left, right):
+        return jnp.sum(weight * attention.product("...i,io->...o", left, right, dtype))
+
+    expected = jax.grad(plain, argnums=(0, 1))(left, right)
+    found = jax.jit(jax.grad(ours, argnums=(0, 1)))(left, right)
+    for one, other in zip(found, expected, strict=True):
+        # Operands rounded to 8 bits: each of the few terms of a sum is off by 2 * 2**-9 at most.
+        limit = 1e-5 if dtype == "float32" else 2**-8 * 12 * float(jnp.abs(other).max())
+        np.testing.assert_allclose(one, other, atol=limit)
