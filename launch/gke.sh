@@ -187,9 +187,7 @@ metadata_lines() {
 }
 
 manifest() {
-  require name image
-  check_name name "${FLAG[name]}"
-  check_name namespace "${FLAG[namespace]}"
+  require image
   require_command
   check_whole slices 1
   check_whole max_restarts
@@ -286,8 +284,7 @@ xpk_place() {
 }
 
 xpk_create() {
-  require name image cluster zone project tpu_type
-  check_name name "${FLAG[name]}"
+  require image cluster zone project tpu_type
   check_whole slices 1
   check_whole max_restarts
   check_whole grace 1
@@ -320,7 +317,6 @@ xpk_create() {
 
 logs() {
   local selector="$GROUP/jobset-name=${FLAG[name]}" more=()
-  require name
   check_whole lines
   if [[ -n ${FLAG[all]} ]]; then
     more=(--prefix --max-log-requests=1000)
@@ -332,14 +328,12 @@ logs() {
 }
 
 status() {
-  require name
   kube get "jobset/${FLAG[name]}"
   kube get pods "--selector=$GROUP/jobset-name=${FLAG[name]}" --output=wide
 }
 
 delete() {
-  require_explicit_name delete
-  kube delete jobset "${FLAG[name]}" --ignore-not-found
+  kube delete "jobset/${FLAG[name]}" --ignore-not-found
 }
 
 main() {
@@ -349,6 +343,11 @@ main() {
   parse_flags "${@:2}"
   DRY_RUN=${FLAG[dry_run]:-0}
   ((${#POSITIONAL[@]} == 0)) || die "unexpected argument '${POSITIONAL[0]}'. Flags are --name=VALUE; the command stands after --."
+  # In every subcommand: kubectl would read a name such as --all as a flag, and x,y!=z as more of a selector.
+  [[ $1 != delete ]] || require_explicit_name delete
+  require name
+  check_name name "${FLAG[name]}"
+  check_name namespace "${FLAG[namespace]}"
   case $1 in
     manifest) ;;
     xpk) ;;

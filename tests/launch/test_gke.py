@@ -198,8 +198,26 @@ def test_logs_status_and_delete(machine: Machine) -> None:
         ["--namespace=n", "logs", pods, "--tail=5", "--prefix", "--max-log-requests=1000"],
         ["--namespace=default", "get", "jobset/run"],
         ["--namespace=default", "get", "pods", pods, "--output=wide"],
-        ["--namespace=default", "delete", "jobset", "run", "--ignore-not-found"],
+        ["--namespace=default", "delete", "jobset/run", "--ignore-not-found"],
     ]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--name=--all", "--name=x,y!=z", "--name=a b", "--name=A", "--namespace=x/y"]
+)
+@pytest.mark.parametrize(
+    "subcommand", [("manifest", *TPU, *COMMAND), ("apply", *TPU, *COMMAND), ("xpk", *XPK, *COMMAND), ("logs",),
+                   ("status",), ("delete",)],
+    ids=lambda subcommand: subcommand[0],
+)  # fmt: skip
+def test_a_name_that_is_none_reaches_nothing(
+    subcommand: tuple[str, ...], flag: str, machine: Machine
+) -> None:
+    """`kubectl delete jobset --all` would end every JobSet, and a comma in a selector chooses other pods."""
+    done = machine.launch("gke.sh", subcommand[0], *NAME, flag, *subcommand[1:])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{flag}: expected small letters, digits and dashes" in done.stderr
+    assert machine.calls() == []
 
 
 def test_xpk_gets_the_whole_command_as_one_line(machine: Machine) -> None:
