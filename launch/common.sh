@@ -100,7 +100,7 @@ did_you_mean() {
   [[ -z $best ]] || printf ' Did you mean %s?' "$best"
 }
 
-# Reads --name=value, --name value, --switch and what follows --. Dashes inside a name count as underscores.
+# Reads --name=value, --name value (one that begins with -- only after =), --switch and what follows --. Dashes inside a name count as underscores.
 parse_flags() {
   local name value given
   while (($#)); do
@@ -127,6 +127,8 @@ parse_flags() {
           value=${1#*=}
         else
           (($# > 1)) && [[ $2 != -- ]] || die "$given needs a value: $given=VALUE."
+          # Else a forgotten value would swallow the next flag, and without its --dry_run a delete deletes.
+          [[ $2 != --* && $2 != -h ]] || die "$given needs a value, and $2 looks like a flag: write $given=VALUE, with = if it begins with dashes."
           value=$2
           shift
         fi

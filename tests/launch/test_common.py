@@ -212,6 +212,29 @@ def test_quoted_words_come_back_from_any_shell(shell: str) -> None:
     assert json.loads(back) == AWKWARD
 
 
+@pytest.mark.parametrize(
+    ("argv", "flag", "swallowed"),
+    [
+        (("gke.sh", "delete", "--name=ranker", "--image", "--dry_run"), "--image", "--dry_run"),
+        (("gke.sh", "delete", "--name=ranker", "--image", "-h"), "--image", "-h"),
+        (("tpu_pod.sh", "stop", *TPU, "--python", "--dry-run"), "--python", "--dry-run"),
+        (("tpu_pod.sh", "delete", *TPU, "--env", "--dry_run"), "--env", "--dry_run"),
+        (("slurm.sh", "cancel", "--name=ranker", "--venv", "--dry_run"), "--venv", "--dry_run"),
+        (("local_processes.sh", "1", "--log_dir", "--dry_run", "--", "true"), "--log_dir", "--dry_run"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,
+)
+def test_a_forgotten_value_does_not_swallow_the_next_flag(
+    argv: tuple[str, ...], flag: str, swallowed: str, machine: Machine
+) -> None:
+    """Without its --dry_run, what was to be looked at would be done."""
+    done = machine.launch(*argv)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{flag} needs a value, and {swallowed} looks like a flag: write {flag}=VALUE" in done.stderr
+    assert machine.calls() == []
+    assert list(machine.folder.iterdir()) == []
+
+
 def test_flags_take_values_in_both_forms_and_from_variables(machine: Machine) -> None:
     spellings = [
         (("--zone=z", "--project=p"), {}),
