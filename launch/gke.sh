@@ -65,7 +65,7 @@ declare_flags() {
   define switch dry_run
 }
 
-# A YAML string: double quotes and escapes as in JSON, which YAML reads too.
+# A YAML string, also where a bare word would be none (true, null, on): double quotes and escapes as in JSON, which YAML reads too.
 yaml() {
   local text=$1
   text=${text//\\/\\\\}
@@ -125,7 +125,7 @@ tpu_shape() {
   ((chips % FLAG[chips_per_node] == 0)) ||
     die "--topology=$shape has $chips chips, which nodes of --chips_per_node=${FLAG[chips_per_node]} do not divide."
   HOSTS=$((chips / FLAG[chips_per_node])) CHIPS=${FLAG[chips_per_node]} RESOURCE=google.com/tpu
-  SELECTOR=("cloud.google.com/gke-tpu-accelerator: $kind" "cloud.google.com/gke-tpu-topology: $shape")
+  SELECTOR=("cloud.google.com/gke-tpu-accelerator: $(yaml "$kind")" "cloud.google.com/gke-tpu-topology: $(yaml "$shape")")
 }
 
 # The words of the container's command, one a line.
@@ -162,7 +162,7 @@ env_lines() {
   for pair in "${LIST_env[@]}"; do env_line "$pair"; done
 }
 
-env_line() { printf '                    - name: %s\n                      value: %s\n' "${1%%=*}" "$(literal "${1#*=}")"; }
+env_line() { printf '                    - name: %s\n                      value: %s\n' "$(yaml "${1%%=*}")" "$(literal "${1#*=}")"; }
 
 selector_lines() { printf '                %s\n' "${SELECTOR[@]}"; }
 
@@ -202,8 +202,8 @@ manifest() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: ${FLAG[name]}
-  namespace: ${FLAG[namespace]}
+  name: $(yaml "${FLAG[name]}")
+  namespace: $(yaml "${FLAG[namespace]}")
 $(metadata_lines)
 spec:
   failurePolicy:

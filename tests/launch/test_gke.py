@@ -134,6 +134,20 @@ def test_words_survive_yaml_and_kubernetes(machine: Machine) -> None:
     assert expanded(container["env"][-1]["value"]) == f'{AWKWARD[3]} \\ "'
 
 
+@pytest.mark.parametrize("word", ["true", "null", "on", "y"])
+def test_a_word_that_yaml_reads_otherwise_stays_a_string(word: str, machine: Machine) -> None:
+    flags = (f"--name={word}", f"--namespace={word}", f"--image={word}", f"--queue={word}", f"--env={word}=1")
+    jobset = manifest(machine, *GPU, *flags, f"--service_account={word}", f"--gpu={word}", *COMMAND)
+    assert jobset["metadata"] == {
+        "name": word, "namespace": word, "labels": {"kueue.x-k8s.io/queue-name": word},
+    }  # fmt: skip
+    pod = pod_of(jobset)
+    assert pod["serviceAccountName"] == word
+    assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": word}
+    assert pod["containers"][0]["image"] == word
+    assert pod["containers"][0]["env"][-1] == {"name": word, "value": "1"}
+
+
 def test_install_comes_before_the_command(machine: Machine) -> None:
     requirement = "inranker_jax[train,tpu] @ git+https://h/r@v1"
     jobset = manifest(machine, *TPU, f"--install={requirement}", "--", "python", "a b")
