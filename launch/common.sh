@@ -166,11 +166,11 @@ check_name() {
     die "--$1=$2: expected small letters, digits and dashes, beginning with a letter, 63 at most."
 }
 
-# check_whole NAME [LEAST]: a whole number.
+# check_whole NAME [LEAST [MOST]]: a whole number.
 check_whole() {
-  local value=${FLAG[$1]} least=${2:-0}
-  if [[ ! $value =~ ^[0-9]{1,9}$ ]] || ((10#$value < least)); then
-    die "--$1=$value: expected a whole number of at least $least."
+  local value=${FLAG[$1]} least=${2:-0} most=${3-}
+  if [[ ! $value =~ ^[0-9]{1,9}$ ]] || ((10#$value < least || 10#$value > ${most:-999999999})); then
+    die "--$1=$value: expected a whole number of at least $least${most:+ and at most $most}."
   fi
   FLAG[$1]=$((10#$value))
 }
