@@ -80,7 +80,7 @@ directives() {
   for name in time partition account qos cpus_per_task; do
     [[ -z ${FLAG[$name]} ]] || directive "${name//_/-}" "${FLAG[$name]}"
   done
-  directive output "$LOG_DIR/%x_%j.log"
+  directive output "${LOG_DIR//%/%%}/%x_%j.log" # Slurm fills in %x and %j, and reads %% as a percent sign
   printf '#SBATCH --open-mode=append\n#SBATCH --requeue\n#SBATCH --signal=TERM@120\n'
   for value in "${LIST_sbatch_arg[@]}"; do printf '#SBATCH %s\n' "$value"; done
 }
