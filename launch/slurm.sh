@@ -173,6 +173,7 @@ logs() {
   [[ -z ${FLAG[follow]} ]] || more=(-F)
   # shellcheck disable=SC2012 # job ids are plain numbers
   newest=$(ls -t "$LOG_DIR/${FLAG[name]}"_[0-9]*.log 2> /dev/null | head -n 1) || true
+  ((!DRY_RUN)) || newest=${newest:-$LOG_DIR/${FLAG[name]}_JOBID.log}
   [[ -n $newest ]] || die "no $LOG_DIR/${FLAG[name]}_JOBID.log yet. Has the job begun? See status; or give --log_dir."
   run tail -n "${FLAG[lines]}" "${more[@]}" "$newest"
 }
