@@ -19,7 +19,8 @@
 #   --gpu=nvidia-h100-80gb --nodes=2 --gpus_per_node=8   or GPU nodes (GKE's accelerator label)
 #   --spot   nodes that may be taken away
 #   --max_restarts=R   (default 50)   --grace=S   seconds from SIGTERM to SIGKILL (default 120)
-#   --env=NAME=VALUE   variable for the command; may be repeated
+#   --env=NAME=VALUE   variable for the command; may be repeated. On GPUs the driver's libraries are appended to the
+#                      image's LD_LIBRARY_PATH (by its sh), unless you give that variable
 #   --namespace=NS (default default)  --service_account=A  --queue=Q (Kueue's local queue)  --context=C (kubectl's)
 #   --cluster=C --zone=Z --project=P [INRANKER_CLUSTER, INRANKER_ZONE, INRANKER_PROJECT]   for xpk
 #   --tpu_type=T --priority=medium --xpk_arg=ARG   for xpk
@@ -32,6 +33,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SUBCOMMANDS=(manifest apply xpk logs status delete)
 GROUP=jobset.sigs.k8s.io
 PORT=8476
+DRIVER=/usr/local/nvidia/lib64 # where GKE puts the libraries of the GPU's driver
 LIST_env=() LIST_xpk_arg=()
 
 declare_flags() {
@@ -136,6 +138,12 @@ command_lines() {
     # shellcheck disable=SC2016 # the container's shell expands it
     words=(sh -c 'python -m pip install --quiet "$0" && exec "$@"' "${FLAG[install]}" "${COMMAND[@]}")
   fi
+  # What the image sets itself is known in the container only: env could replace it, not add to it. A variable given
+  # by --env stands as it is, and then the image needs no shell.
+  if [[ $RESOURCE == nvidia.com/gpu && " ${LIST_env[*]%%=*} " != *" LD_LIBRARY_PATH "* ]]; then
+    # shellcheck disable=SC2016 # the container's shell expands it
+    words=(sh -c 'export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$0" && exec "$@"' "$DRIVER" "${words[@]}")
+  fi
   for word in "${words[@]}"; do printf '                    - %s\n' "$(literal "$word")"; done
 }
 
@@ -149,7 +157,6 @@ env_lines() {
       "JAX_COORDINATOR_ADDRESS=${FLAG[name]}-workers-0-0.${FLAG[name]}:$PORT"
       "JAX_NUM_PROCESSES=$HOSTS"
       "JAX_LOCAL_DEVICE_IDS=$ids"
-      "LD_LIBRARY_PATH=/usr/local/nvidia/lib64"
     )
     for pair in "${own[@]}"; do
       [[ $given == *" ${pair%%=*} "* ]] || env_line "$pair"

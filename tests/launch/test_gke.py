@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -125,6 +128,28 @@ def test_a_given_variable_replaces_our_own(machine: Machine) -> None:
     values = [(entry["name"], entry.get("value")) for entry in pod_of(jobset)["containers"][0]["env"]]
     assert ("A", "b=c") in values
     assert [value for name, value in values if name == "LD_LIBRARY_PATH"] == ["/mine"]
+    assert pod_of(jobset)["containers"][0]["command"] == list(COMMAND[1:])  # and the image needs no shell
+
+
+@pytest.mark.parametrize("install", [(), ("--install=it's",)])
+@pytest.mark.parametrize(("image", "expected"), [("/cuda/lib:/x y", "/cuda/lib:/x y:"), ("", ""), (None, "")])
+def test_the_images_library_path_is_kept(
+    install: tuple[str, ...], image: str | None, expected: str, machine: Machine
+) -> None:
+    """The container's command, run for real with the image's variable."""
+    show = "import json, os, sys; print(json.dumps([os.environ['LD_LIBRARY_PATH'], sys.argv[1:]]))"
+    jobset = manifest(machine, *GPU, *install, "--", sys.executable, "-c", show, *AWKWARD)
+    (container,) = pod_of(jobset)["containers"]
+    assert "LD_LIBRARY_PATH" not in {entry["name"] for entry in container["env"]}
+    python = machine.folder / "python"  # takes pip's line of --install
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    environment = {"PATH": f"{machine.folder}:/usr/bin:/bin"}
+    if image is not None:
+        environment["LD_LIBRARY_PATH"] = image
+    words = [expanded(word) for word in container["command"]]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [f"{expected}/usr/local/nvidia/lib64", AWKWARD]
 
 
 def test_words_survive_yaml_and_kubernetes(machine: Machine) -> None:
