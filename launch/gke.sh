@@ -67,7 +67,8 @@ declare_flags() {
   define switch dry_run
 }
 
-# A YAML string, also where a bare word would be none (true, null, on): double quotes and escapes as in JSON, which YAML reads too.
+# A YAML string, also of words that bare would be none (true, null, on): double quotes and escapes as in JSON, which
+# YAML reads too.
 yaml() {
   local text=$1
   text=${text//\\/\\\\}
