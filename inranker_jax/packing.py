@@ -54,9 +54,12 @@ class Layout:
                 f"Expected one of {', '.join(KINDS)}."
             )
         if self.lengths is not None:
+            listed = isinstance(self.lengths, Sequence) and not isinstance(self.lengths, str)
+            if not listed or not all(map(_is_count, self.lengths)):
+                raise InputError(
+                    f"lengths={self.lengths!r}: expected positive numbers of tokens, such as (64, 128)."
+                )
             object.__setattr__(self, "lengths", tuple(self.lengths))
-            if not all(_is_count(length) for length in self.lengths or ()):
-                raise InputError(f"lengths={self.lengths}: expected positive numbers of tokens.")
         for name in ("row_length", "slots", "tokens_per_call"):
             value = getattr(self, name)
             if value is not None and not _is_count(value):

@@ -100,7 +100,7 @@ did_you_mean() {
   [[ -z $best ]] || printf ' Did you mean %s?' "$best"
 }
 
-# Reads --name=value, --name value, --switch and what follows --. Dashes inside a name count as underscores.
+# Reads --name=value, --name value (one that begins with -- only after =), --switch and what follows --. Dashes inside a name count as underscores.
 parse_flags() {
   local name value given
   while (($#)); do
@@ -127,6 +127,8 @@ parse_flags() {
           value=${1#*=}
         else
           (($# > 1)) && [[ $2 != -- ]] || die "$given needs a value: $given=VALUE."
+          # Else a forgotten value would swallow the next flag, and without its --dry_run a delete deletes.
+          [[ $2 != --* && $2 != -h ]] || die "$given needs a value, and $2 looks like a flag: write $given=VALUE, with = if it begins with dashes."
           value=$2
           shift
         fi
@@ -164,11 +166,11 @@ check_name() {
     die "--$1=$2: expected small letters, digits and dashes, beginning with a letter, 63 at most."
 }
 
-# check_whole NAME [LEAST]: a whole number.
+# check_whole NAME [LEAST [MOST]]: a whole number.
 check_whole() {
-  local value=${FLAG[$1]} least=${2:-0}
-  if [[ ! $value =~ ^[0-9]{1,9}$ ]] || ((10#$value < least)); then
-    die "--$1=$value: expected a whole number of at least $least."
+  local value=${FLAG[$1]} least=${2:-0} most=${3-}
+  if [[ ! $value =~ ^[0-9]{1,9}$ ]] || ((10#$value < least || 10#$value > ${most:-999999999})); then
+    die "--$1=$value: expected a whole number of at least $least${most:+ and at most $most}."
   fi
   FLAG[$1]=$((10#$value))
 }

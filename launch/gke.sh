@@ -19,7 +19,8 @@
 #   --gpu=nvidia-h100-80gb --nodes=2 --gpus_per_node=8   or GPU nodes (GKE's accelerator label)
 #   --spot   nodes that may be taken away
 #   --max_restarts=R   (default 50)   --grace=S   seconds from SIGTERM to SIGKILL (default 120)
-#   --env=NAME=VALUE   variable for the command; may be repeated
+#   --env=NAME=VALUE   variable for the command; may be repeated. On GPUs the driver's libraries are appended to the
+#                      image's LD_LIBRARY_PATH (by its sh), unless you give that variable
 #   --namespace=NS (default default)  --service_account=A  --queue=Q (Kueue's local queue)  --context=C (kubectl's)
 #   --cluster=C --zone=Z --project=P [INRANKER_CLUSTER, INRANKER_ZONE, INRANKER_PROJECT]   for xpk
 #   --tpu_type=T --priority=medium --xpk_arg=ARG   for xpk
@@ -32,6 +33,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SUBCOMMANDS=(manifest apply xpk logs status delete)
 GROUP=jobset.sigs.k8s.io
 PORT=8476
+DRIVER=/usr/local/nvidia/lib64 # where GKE puts the libraries of the GPU's driver
 LIST_env=() LIST_xpk_arg=()
 
 declare_flags() {
@@ -65,7 +67,8 @@ declare_flags() {
   define switch dry_run
 }
 
-# A YAML string: double quotes and escapes as in JSON, which YAML reads too.
+# A YAML string, also of words that bare would be none (true, null, on): double quotes and escapes as in JSON, which
+# YAML reads too.
 yaml() {
   local text=$1
   text=${text//\\/\\\\}
@@ -125,7 +128,7 @@ tpu_shape() {
   ((chips % FLAG[chips_per_node] == 0)) ||
     die "--topology=$shape has $chips chips, which nodes of --chips_per_node=${FLAG[chips_per_node]} do not divide."
   HOSTS=$((chips / FLAG[chips_per_node])) CHIPS=${FLAG[chips_per_node]} RESOURCE=google.com/tpu
-  SELECTOR=("cloud.google.com/gke-tpu-accelerator: $kind" "cloud.google.com/gke-tpu-topology: $shape")
+  SELECTOR=("cloud.google.com/gke-tpu-accelerator: $(yaml "$kind")" "cloud.google.com/gke-tpu-topology: $(yaml "$shape")")
 }
 
 # The words of the container's command, one a line.
@@ -135,6 +138,12 @@ command_lines() {
   if [[ -n ${FLAG[install]} ]]; then
     # shellcheck disable=SC2016 # the container's shell expands it
     words=(sh -c 'python -m pip install --quiet "$0" && exec "$@"' "${FLAG[install]}" "${COMMAND[@]}")
+  fi
+  # What the image sets itself is known in the container only: env could replace it, not add to it. A variable given
+  # by --env stands as it is, and then the image needs no shell.
+  if [[ $RESOURCE == nvidia.com/gpu && " ${LIST_env[*]%%=*} " != *" LD_LIBRARY_PATH "* ]]; then
+    # shellcheck disable=SC2016 # the container's shell expands it
+    words=(sh -c 'export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$0" && exec "$@"' "$DRIVER" "${words[@]}")
   fi
   for word in "${words[@]}"; do printf '                    - %s\n' "$(literal "$word")"; done
 }
@@ -149,7 +158,6 @@ env_lines() {
       "JAX_COORDINATOR_ADDRESS=${FLAG[name]}-workers-0-0.${FLAG[name]}:$PORT"
       "JAX_NUM_PROCESSES=$HOSTS"
       "JAX_LOCAL_DEVICE_IDS=$ids"
-      "LD_LIBRARY_PATH=/usr/local/nvidia/lib64"
     )
     for pair in "${own[@]}"; do
       [[ $given == *" ${pair%%=*} "* ]] || env_line "$pair"
@@ -162,7 +170,7 @@ env_lines() {
   for pair in "${LIST_env[@]}"; do env_line "$pair"; done
 }
 
-env_line() { printf '                    - name: %s\n                      value: %s\n' "${1%%=*}" "$(literal "${1#*=}")"; }
+env_line() { printf '                    - name: %s\n                      value: %s\n' "$(yaml "${1%%=*}")" "$(literal "${1#*=}")"; }
 
 selector_lines() { printf '                %s\n' "${SELECTOR[@]}"; }
 
@@ -187,9 +195,7 @@ metadata_lines() {
 }
 
 manifest() {
-  require name image
-  check_name name "${FLAG[name]}"
-  check_name namespace "${FLAG[namespace]}"
+  require image
   require_command
   check_whole slices 1
   check_whole max_restarts
@@ -204,8 +210,8 @@ manifest() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: ${FLAG[name]}
-  namespace: ${FLAG[namespace]}
+  name: $(yaml "${FLAG[name]}")
+  namespace: $(yaml "${FLAG[namespace]}")
 $(metadata_lines)
 spec:
   failurePolicy:
@@ -286,8 +292,7 @@ xpk_place() {
 }
 
 xpk_create() {
-  require name image cluster zone project tpu_type
-  check_name name "${FLAG[name]}"
+  require image cluster zone project tpu_type
   check_whole slices 1
   check_whole max_restarts
   check_whole grace 1
@@ -320,7 +325,6 @@ xpk_create() {
 
 logs() {
   local selector="$GROUP/jobset-name=${FLAG[name]}" more=()
-  require name
   check_whole lines
   if [[ -n ${FLAG[all]} ]]; then
     more=(--prefix --max-log-requests=1000)
@@ -332,14 +336,12 @@ logs() {
 }
 
 status() {
-  require name
   kube get "jobset/${FLAG[name]}"
   kube get pods "--selector=$GROUP/jobset-name=${FLAG[name]}" --output=wide
 }
 
 delete() {
-  require_explicit_name delete
-  kube delete jobset "${FLAG[name]}" --ignore-not-found
+  kube delete "jobset/${FLAG[name]}" --ignore-not-found
 }
 
 main() {
@@ -349,6 +351,11 @@ main() {
   parse_flags "${@:2}"
   DRY_RUN=${FLAG[dry_run]:-0}
   ((${#POSITIONAL[@]} == 0)) || die "unexpected argument '${POSITIONAL[0]}'. Flags are --name=VALUE; the command stands after --."
+  # In every subcommand: kubectl would read a name such as --all as a flag, and x,y!=z as more of a selector.
+  [[ $1 != delete ]] || require_explicit_name delete
+  require name
+  check_name name "${FLAG[name]}"
+  check_name namespace "${FLAG[namespace]}"
   case $1 in
     manifest) ;;
     xpk) ;;

@@ -11,7 +11,8 @@
 # to all, which save and leave.
 #
 #   --devices=K       K virtual CPU devices in each process
-#   --gpus=GPUS       GPUs, divided evenly: a number, a list such as 0,1,4,5, or all
+#   --gpus=GPUS       GPUs, divided evenly: a number, a list such as 0,1,4,5, or all. A number and all are of those
+#                     in CUDA_VISIBLE_DEVICES, where it is set
 #   --restarts=R      start all again up to R times after a crash (default 0); never after status 0, after 2 (bad
 #                     input), nor after a signal that this script handed on
 #   --log_dir=DIR     write DIR/process_0.log ... instead of lines that begin with "0| "; a rerun appends
@@ -25,7 +26,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # Job control: each process is the leader of a group of its own, so Ctrl-C reaches it through this script only,
-# and once: a second one would end it before it has saved.
+# and once: a second Ctrl-C would end it before it has saved.
 set -m
 
 LIST_env=()
@@ -54,34 +55,56 @@ parse() {
   check_whole grace
   check_whole save_grace
   [[ -z ${FLAG[devices]} ]] || check_whole devices 1
-  [[ -z ${FLAG[port]} ]] || check_whole port 1
+  [[ -z ${FLAG[port]} ]] || check_whole port 1 65535
   [[ -z ${FLAG[devices]} || -z ${FLAG[gpus]} ]] || die "--devices and --gpus: give one of them."
   DRY_RUN=${FLAG[dry_run]:-0}
   check_variables "${LIST_env[@]}"
   find_gpus
 }
 
+# A GPU in a list is a number, or a name as nvidia-smi -L prints it. Two processes on one GPU would take each
+# other's memory, so each stands there once.
+check_gpus() {
+  local gpu known=" "
+  for gpu in "${GPUS[@]}"; do
+    [[ ! $gpu =~ ^[0-9]{1,4}$ ]] || gpu=$((10#$gpu))
+    [[ $gpu =~ ^(0|[1-9][0-9]{0,3}|(GPU|MIG)-[A-Za-z0-9/-]+)$ ]] ||
+      die "$1: '$gpu' is no GPU. Expected a number of GPUs, a list such as 0,1,4,5, or all."
+    [[ $known != *" $gpu "* ]] || die "$1: GPU $gpu stands there twice. Name each once."
+    known+="$gpu "
+  done
+}
+
 find_gpus() {
   GPUS=()
-  local gpus=${FLAG[gpus]} visible i
+  local gpus=${FLAG[gpus]// /} visible i
   local -a seen
   [[ -n $gpus ]] || return 0
-  IFS=, read -r -a seen <<< "${CUDA_VISIBLE_DEVICES-}"
-  visible=${#seen[@]}
-  if [[ $gpus == all ]]; then
-    gpus=$visible
-    if ((visible == 0)); then
-      command -v nvidia-smi > /dev/null || die "--gpus=all: nvidia-smi is not there. Give a number or a list."
-      gpus=$(nvidia-smi --list-gpus | wc -l)
-    fi
-  fi
-  if [[ ! $gpus =~ ^[0-9]+$ ]]; then
+  if [[ $gpus != all && ! $gpus =~ ^[0-9]+$ ]]; then
     IFS=, read -r -a GPUS <<< "$gpus"
-  elif ((visible)); then # a number is of those that this shell may use
-    ((gpus <= visible)) || die "--gpus=$gpus: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has $visible. Give another number or a list."
-    GPUS=("${seen[@]:0:gpus}")
-  else
-    for ((i = 0; i < gpus; i++)); do GPUS+=("$i"); done
+    check_gpus "--gpus=$gpus"
+  else # all, and a number, are of those that this shell may use
+    visible=${CUDA_VISIBLE_DEVICES-}
+    IFS=, read -r -a seen <<< "${visible// /}"
+    [[ -z ${CUDA_VISIBLE_DEVICES+set} || ${seen[0]--1} != -1 ]] ||
+      die "--gpus=$gpus: CUDA_VISIBLE_DEVICES='$visible' lets this shell use no GPUs. Unset it, or name them by --gpus=LIST."
+    visible=${#seen[@]}
+    if [[ $gpus == all ]]; then
+      gpus=$visible
+      if ((visible == 0)); then
+        command -v nvidia-smi > /dev/null || die "--gpus=all: nvidia-smi is not there. Give a number or a list."
+        gpus=$(nvidia-smi --list-gpus | wc -l)
+      fi
+    fi
+    [[ $gpus =~ ^[0-9]{1,4}$ ]] || die "--gpus=$gpus: so many GPUs no machine has. Give another number or a list."
+    gpus=$((10#$gpus)) # 08 is no octal number
+    if ((visible)); then
+      ((gpus <= visible)) || die "--gpus=$gpus: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has $visible. Give another number or a list."
+      GPUS=("${seen[@]:0:gpus}")
+      check_gpus "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
+    else
+      for ((i = 0; i < gpus; i++)); do GPUS+=("$i"); done
+    fi
   fi
   ((${#GPUS[@]} > 0 && ${#GPUS[@]} % COUNT == 0)) ||
     die "${#GPUS[@]} GPUs cannot be divided among $COUNT processes. Choose a divisor, or name others by --gpus=LIST."
@@ -134,7 +157,7 @@ start_one() {
 
 forward() {
   FORWARDED=$2
-  say "SIG$1: handed on to all; waiting for them to save and leave. Send it again to end them at once."
+  say "SIG$1: handed on to all; waiting for them to save and leave. Ctrl-C ends them at once."
   signal_running "$1"
 }
 

@@ -80,7 +80,7 @@ directives() {
   for name in time partition account qos cpus_per_task; do
     [[ -z ${FLAG[$name]} ]] || directive "${name//_/-}" "${FLAG[$name]}"
   done
-  directive output "$LOG_DIR/%x_%j.log"
+  directive output "${LOG_DIR//%/%%}/%x_%j.log" # Slurm fills in %x and %j, and reads %% as a percent sign
   printf '#SBATCH --open-mode=append\n#SBATCH --requeue\n#SBATCH --signal=TERM@120\n'
   for value in "${LIST_sbatch_arg[@]}"; do printf '#SBATCH %s\n' "$value"; done
 }
@@ -173,6 +173,7 @@ logs() {
   [[ -z ${FLAG[follow]} ]] || more=(-F)
   # shellcheck disable=SC2012 # job ids are plain numbers
   newest=$(ls -t "$LOG_DIR/${FLAG[name]}"_[0-9]*.log 2> /dev/null | head -n 1) || true
+  ((!DRY_RUN)) || newest=${newest:-$LOG_DIR/${FLAG[name]}_JOBID.log}
   [[ -n $newest ]] || die "no $LOG_DIR/${FLAG[name]}_JOBID.log yet. Has the job begun? See status; or give --log_dir."
   run tail -n "${FLAG[lines]}" "${more[@]}" "$newest"
 }

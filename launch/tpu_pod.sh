@@ -32,7 +32,8 @@
 #   --max_crashes=C    resume: crashes in a row, none of which came after an hour's work (default 3)
 #   --delete_when_done resume: delete the resource when the command has ended well
 #   --poll_seconds=S   pause between two looks (default 30)
-#   --lines=L --follow --worker=W --slice=I   logs: how much, and whose (default 100 lines of worker 0 of slice 0)
+#   --lines=L --follow --worker=W --slice=I   logs: how much, and whose (default 100 lines of worker 0 of slice 0);
+#                      W is a host's number or all, I a number
 #   --detach           run: do not follow
 #   --internal_ip      reach the hosts by their internal addresses
 #   --dry_run          print the commands, touch nothing
@@ -84,6 +85,9 @@ check_flags() {
   check_whole slices 1
   local flag
   for flag in max_restarts max_crashes poll_seconds lines slice; do check_whole "$flag"; done
+  # gcloud is given it as it is.
+  [[ ${FLAG[worker]} == all || ${FLAG[worker]} =~ ^[0-9]{1,4}$ ]] ||
+    die "--worker=${FLAG[worker]}: expected the number of a host in its slice, from 0, or all."
   ((FLAG[slice] < FLAG[slices])) || die "--slice=${FLAG[slice]} of --slices=${FLAG[slices]}: they count from 0."
   check_variables "${LIST_env[@]}"
   DRY_RUN=${FLAG[dry_run]:-0}

@@ -140,6 +140,8 @@ def test_a_layout_may_be_given_by_name():
     [
         ({"kind": "packd"}, "Did you mean 'packed'"),
         ({"lengths": (64, 0)}, r"lengths=\(64, 0\): expected positive"),
+        ({"lengths": 64}, r"lengths=64: expected positive .* such as \(64, 128\)"),
+        ({"lengths": "64"}, "lengths='64': expected positive"),
         ({"row_length": 0}, "row_length is 0; expected a positive number"),
         ({"slots": 1.5}, "slots is 1.5"),
         ({"tokens_per_call": True}, "tokens_per_call is True"),

@@ -105,7 +105,8 @@ def test_packing_computes_little_padding(config: T5Config, params: dict, tokeniz
         reranker = Reranker(config, params, tokenizer, CONTRACT, layout=layout)
         reranker.score_pairs(make_pairs(400))
         shares[name] = reranker.statistics.useful_share
-        assert reranker.statistics.tokens == pytest.approx(reranker.statistics.calls * 384, rel=0.6)
+        most = max(reranker.layout.tokens_per_call, reranker.layout.row_length)
+        assert most / 2 < reranker.statistics.tokens / reranker.statistics.calls <= most
     assert shares["padded"] < shares["bucketed"] < shares["packed"]
     assert shares["packed"] > 0.9
 

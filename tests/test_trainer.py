@@ -127,6 +127,20 @@ def test_a_packed_step_is_the_padded_step(loss, list_size, rows):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * scale)
 
 
+def test_a_step_takes_the_place_of_the_state_before_it():
+    """Donation: parameters and moments are never in memory twice."""
+    mesh, spec = one_device_mesh(), spec_of(config=SMALL)
+    abstract = train_state.abstract_state(
+        t5.abstract_params(SMALL), t5.logical_axes(SMALL), spec.optimizer, mesh
+    )
+    train, _ = trainer.compile_steps(spec, abstract, mesh)
+    state = train_state.initialise(lambda: t5.init_params(SMALL, 3), spec.optimizer, 5, abstract)
+    before = jax.tree.leaves((state.params, state.opt_state))
+    state, _ = train(state, put_batch(random_batch(0), mesh))
+    assert all(leaf.is_deleted() for leaf in before)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
+
+
 def test_steps_of_any_fill_are_one_program_and_cost_what_they_hold():
     spec, mesh = spec_of(config=with_dropout(SMALL), loss=ALL_LOSSES), one_device_mesh()
     spec = dataclasses.replace(spec, slots=SLOTS)

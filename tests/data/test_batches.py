@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inranker_jax.data.batches import Batch, BatchStream
+from inranker_jax.data.batches import Batch, BatchMaker, BatchStream
 from inranker_jax.data.store import Example, ExampleStore
 from inranker_jax.errors import InputError
 from inranker_jax.packing import Layout
@@ -83,6 +83,25 @@ def test_a_restart_continues_byte_for_byte(open_stream: Any, start: int) -> None
     resumed = list(itertools.islice(open_stream(start_step=start), 5))
     for a, b in zip(whole[start:], resumed, strict=True):
         assert_same(a, b)
+
+
+def test_batches_are_made_while_the_caller_does_something_else(
+    open_stream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    third, make = threading.Event(), BatchMaker.__call__
+
+    def noted(self: BatchMaker, step: int) -> Any:
+        made.append(step)
+        if len(made) == 3:
+            third.set()
+        return make(self, step)
+
+    monkeypatch.setattr(BatchMaker, "__call__", noted)
+    stream = open_stream(prefetch=2)
+    assert next(stream).step == 0
+    assert third.wait(timeout=60), "the caller has asked for one, and gets two more made meanwhile"
+    assert made[:3] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("layout", ["bucketed", "packed"])

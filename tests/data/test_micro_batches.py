@@ -76,6 +76,21 @@ def test_a_division_keeps_lists_whole_and_fits_the_shape(lists, list_size, accum
         check(step, shape)
 
 
+def test_planning_packs_a_document_a_few_times_and_not_once_for_every_list_and_micro_batch(monkeypatch):
+    """The start of a run and each of its steps wait for it, with one core."""
+    steps, packed, assign = steps_of(3, 256, 10), [], packing.assign
+
+    def counted(lengths, *shape):
+        packed.append(len(lengths))
+        return assign(lengths, *shape)
+
+    shape = choose(steps[:2], 256, 10, "gpu")
+    monkeypatch.setattr(packing, "assign", counted)
+    division = micro_batches.divide(steps[2], shape)
+    assert division.used > 20
+    assert sum(packed) < 20 * sum(map(len, steps[2]))
+
+
 def test_a_division_depends_on_its_arguments_alone():
     (step,) = steps_of(1, 16, 4)
     shape = choose([step], 16, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -99,6 +100,10 @@ def test_a_mistyped_subcommand_or_flag_gets_a_suggestion(script: str, machine: M
         (("tpu_pod.sh", "setup", *TPU, "--package=x.whl"), "no such file"),
         (("tpu_pod.sh", "setup", *TPU, "--package=inranker"), "expected git+https://"),
         (("tpu_pod.sh", "logs", *TPU, "--slice=2", "--slices=2"), "count from 0"),
+        (("tpu_pod.sh", "logs", *TPU, "--slice=0;rm", "--slices=2"), "--slice=0;rm: expected a whole number"),
+        (("tpu_pod.sh", "logs", *TPU, "--worker=99;rm"), "--worker=99;rm: expected the number of a host in its slice"),
+        (("tpu_pod.sh", "logs", *TPU, "--worker=-1"), "from 0, or all."),
+        (("tpu_pod.sh", "logs", *TPU, "--worker="), "from 0, or all."),
         (("tpu_pod.sh", "status", *TPU, "--slices=two"), "whole number of at least 1"),
         (("tpu_pod.sh", "status", "--name=Pod", "--zone=z", "--project=p"), "small letters, digits"),
         (("gke.sh", "manifest", "--name=a", "--image=i", *TRAIN), "no accelerator"),
@@ -154,12 +159,12 @@ def dry_runs() -> list[tuple[str, ...]]:
     resume = ("--accelerator_type=v4-8", "--package=git+https://h/r@v1")
     pod = [
         ("create", "--accelerator_type=v4-8"), ("setup", resume[1]), ("run", *TRAIN), ("logs", "--follow"), ("status",),
-        ("stop",), ("resume", *resume, *TRAIN), ("delete",),
+        ("trace",), ("stop",), ("resume", *resume, *TRAIN), ("delete",),
     ]  # fmt: skip
     slice_ = ("--image=i", "--tpu=v5e", "--topology=4x4", *TRAIN)
     xpk = ("--image=i", "--cluster=c", "--zone=z", "--project=p", "--tpu_type=v5litepod-16", *TRAIN)
     gke = [("apply", *slice_), ("xpk", *xpk), ("logs",), ("status",), ("delete",)]
-    slurm = [("submit", *TRAIN), ("status",), ("cancel",)]
+    slurm = [("submit", *TRAIN), ("status",), ("logs",), ("cancel",)]
     return [
         *(("tpu_pod.sh", subcommand, *TPU, "--dry_run", *rest) for subcommand, *rest in pod),
         *(("gke.sh", subcommand, "--name=pod", "--dry_run", *rest) for subcommand, *rest in gke),
@@ -168,11 +173,23 @@ def dry_runs() -> list[tuple[str, ...]]:
     ]
 
 
+def test_every_subcommand_that_acts_has_a_dry_run() -> None:
+    declared = {
+        (script, subcommand)
+        for script in SCRIPTS
+        for words in re.findall(r"^SUBCOMMANDS=\((.*)\)$", (LAUNCH / script).read_text(), re.MULTILINE)
+        for subcommand in words.split()
+    }
+    prints = {("gke.sh", "manifest"), ("slurm.sh", "script")}  # all that these do is to print
+    assert prints < declared
+    assert {argv[:2] for argv in dry_runs() if argv[0] != "local_processes.sh"} == declared - prints
+
+
 @pytest.mark.parametrize("argv", dry_runs(), ids=lambda argv: " ".join(argv[:2]))
 def test_a_dry_run_prints_commands_and_touches_nothing(argv: tuple[str, ...], machine: Machine) -> None:
     done = machine.launch(*argv)
     assert done.returncode == 0, done.stderr
-    programs = ("gcloud ", "kubectl ", "xpk ", "sbatch ", "squeue ", "scancel ", "env ")
+    programs = ("gcloud ", "kubectl ", "xpk ", "sbatch ", "squeue ", "scancel ", "tail ", "env ")
     assert any(line.startswith(programs) for line in done.stdout.splitlines())
     assert machine.calls() == []
     assert list(machine.folder.iterdir()) == []
@@ -181,7 +198,7 @@ def test_a_dry_run_prints_commands_and_touches_nothing(argv: tuple[str, ...], ma
 def test_a_dry_run_needs_no_cloud_programs(machine: Machine) -> None:
     environment = {**machine.environment(), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
-        ["bash", LAUNCH / "gke.sh", "xpk", *dry_runs()[9][2:]],
+        ["bash", LAUNCH / "gke.sh", "xpk", *next(argv[2:] for argv in dry_runs() if argv[1] == "xpk")],
         env=environment,
         capture_output=True,
         text=True,
@@ -210,6 +227,29 @@ def test_quoted_words_come_back_from_any_shell(shell: str) -> None:
     show = f"{shlex.quote(sys.executable)} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' {line}"
     back = subprocess.run([shell, "-c", show], capture_output=True, text=True, check=True).stdout
     assert json.loads(back) == AWKWARD
+
+
+@pytest.mark.parametrize(
+    ("argv", "flag", "swallowed"),
+    [
+        (("gke.sh", "delete", "--name=ranker", "--image", "--dry_run"), "--image", "--dry_run"),
+        (("gke.sh", "delete", "--name=ranker", "--image", "-h"), "--image", "-h"),
+        (("tpu_pod.sh", "stop", *TPU, "--python", "--dry-run"), "--python", "--dry-run"),
+        (("tpu_pod.sh", "delete", *TPU, "--env", "--dry_run"), "--env", "--dry_run"),
+        (("slurm.sh", "cancel", "--name=ranker", "--venv", "--dry_run"), "--venv", "--dry_run"),
+        (("local_processes.sh", "1", "--log_dir", "--dry_run", "--", "true"), "--log_dir", "--dry_run"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,
+)
+def test_a_forgotten_value_does_not_swallow_the_next_flag(
+    argv: tuple[str, ...], flag: str, swallowed: str, machine: Machine
+) -> None:
+    """Without its --dry_run, what was to be looked at would be done."""
+    done = machine.launch(*argv)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{flag} needs a value, and {swallowed} looks like a flag: write {flag}=VALUE" in done.stderr
+    assert machine.calls() == []
+    assert list(machine.folder.iterdir()) == []
 
 
 def test_flags_take_values_in_both_forms_and_from_variables(machine: Machine) -> None:
@@ -242,16 +282,12 @@ def examples() -> list[str]:
 def test_the_examples_of_the_docs_are_accepted(example: str, machine: Machine) -> None:
     script, *argv = shlex.split(example.replace("$HOME", "/home/me"))
     end = argv.index("--") if "--" in argv else len(argv)
-    switch = [] if "logs" in argv and "slurm" in script else ["--dry_run"]
     done = machine.launch(
-        script.removeprefix("launch/"), *argv[:end], *switch, *argv[end:],
+        script.removeprefix("launch/"), *argv[:end], "--dry_run", *argv[end:],
         INRANKER_ZONE="us-west4-a", INRANKER_PROJECT="my-project", CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7",
     )  # fmt: skip
-    if switch:
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
-    else:
-        assert "Has the job begun?" in done.stderr  # it reads the folder of logs, which is empty here
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
     assert machine.calls() == []
 
 

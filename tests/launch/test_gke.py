@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -125,6 +128,28 @@ def test_a_given_variable_replaces_our_own(machine: Machine) -> None:
     values = [(entry["name"], entry.get("value")) for entry in pod_of(jobset)["containers"][0]["env"]]
     assert ("A", "b=c") in values
     assert [value for name, value in values if name == "LD_LIBRARY_PATH"] == ["/mine"]
+    assert pod_of(jobset)["containers"][0]["command"] == list(COMMAND[1:])  # and the image needs no shell
+
+
+@pytest.mark.parametrize("install", [(), ("--install=it's",)])
+@pytest.mark.parametrize(("image", "expected"), [("/cuda/lib:/x y", "/cuda/lib:/x y:"), ("", ""), (None, "")])
+def test_the_images_library_path_is_kept(
+    install: tuple[str, ...], image: str | None, expected: str, machine: Machine
+) -> None:
+    """The container's command, run for real with the image's variable."""
+    show = "import json, os, sys; print(json.dumps([os.environ['LD_LIBRARY_PATH'], sys.argv[1:]]))"
+    jobset = manifest(machine, *GPU, *install, "--", sys.executable, "-c", show, *AWKWARD)
+    (container,) = pod_of(jobset)["containers"]
+    assert "LD_LIBRARY_PATH" not in {entry["name"] for entry in container["env"]}
+    python = machine.folder / "python"  # takes pip's line of --install
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    environment = {"PATH": f"{machine.folder}:/usr/bin:/bin"}
+    if image is not None:
+        environment["LD_LIBRARY_PATH"] = image
+    words = [expanded(word) for word in container["command"]]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [f"{expected}/usr/local/nvidia/lib64", AWKWARD]
 
 
 def test_words_survive_yaml_and_kubernetes(machine: Machine) -> None:
@@ -132,6 +157,20 @@ def test_words_survive_yaml_and_kubernetes(machine: Machine) -> None:
     (container,) = pod_of(jobset)["containers"]
     assert [expanded(word) for word in container["command"]] == ["python", *AWKWARD]
     assert expanded(container["env"][-1]["value"]) == f'{AWKWARD[3]} \\ "'
+
+
+@pytest.mark.parametrize("word", ["true", "null", "on", "y"])
+def test_a_word_that_yaml_reads_otherwise_stays_a_string(word: str, machine: Machine) -> None:
+    flags = (f"--name={word}", f"--namespace={word}", f"--image={word}", f"--queue={word}", f"--env={word}=1")
+    jobset = manifest(machine, *GPU, *flags, f"--service_account={word}", f"--gpu={word}", *COMMAND)
+    assert jobset["metadata"] == {
+        "name": word, "namespace": word, "labels": {"kueue.x-k8s.io/queue-name": word},
+    }  # fmt: skip
+    pod = pod_of(jobset)
+    assert pod["serviceAccountName"] == word
+    assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": word}
+    assert pod["containers"][0]["image"] == word
+    assert pod["containers"][0]["env"][-1] == {"name": word, "value": "1"}
 
 
 def test_install_comes_before_the_command(machine: Machine) -> None:
@@ -198,8 +237,26 @@ def test_logs_status_and_delete(machine: Machine) -> None:
         ["--namespace=n", "logs", pods, "--tail=5", "--prefix", "--max-log-requests=1000"],
         ["--namespace=default", "get", "jobset/run"],
         ["--namespace=default", "get", "pods", pods, "--output=wide"],
-        ["--namespace=default", "delete", "jobset", "run", "--ignore-not-found"],
+        ["--namespace=default", "delete", "jobset/run", "--ignore-not-found"],
     ]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--name=--all", "--name=x,y!=z", "--name=a b", "--name=A", "--namespace=x/y"]
+)
+@pytest.mark.parametrize(
+    "subcommand", [("manifest", *TPU, *COMMAND), ("apply", *TPU, *COMMAND), ("xpk", *XPK, *COMMAND), ("logs",),
+                   ("status",), ("delete",)],
+    ids=lambda subcommand: subcommand[0],
+)  # fmt: skip
+def test_a_name_that_is_none_reaches_nothing(
+    subcommand: tuple[str, ...], flag: str, machine: Machine
+) -> None:
+    """`kubectl delete jobset --all` would end every JobSet, and a comma in a selector chooses other pods."""
+    done = machine.launch("gke.sh", subcommand[0], *NAME, flag, *subcommand[1:])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{flag}: expected small letters, digits and dashes" in done.stderr
+    assert machine.calls() == []
 
 
 def test_xpk_gets_the_whole_command_as_one_line(machine: Machine) -> None:

@@ -98,6 +98,50 @@ def test_gpus_are_divided(machine: Machine) -> None:
     assert "CUDA_VISIBLE_DEVICES=3,5 has 2" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flag", "variable", "message"),
+    [
+        ("--gpus=0,0", None, "--gpus=0,0: GPU 0 stands there twice. Name each once."),
+        ("--gpus=1,01", None, "GPU 1 stands there twice"),
+        ("--gpus=2", "GPU-a1,GPU-a1", "CUDA_VISIBLE_DEVICES=GPU-a1,GPU-a1: GPU GPU-a1 stands there twice"),
+        ("--gpus=0,,1", None, "--gpus=0,,1: '' is no GPU. Expected a number of GPUs, a list such as"),
+        ("--gpus=al", None, "'al' is no GPU"),
+        ("--gpus=99999999999999999999", None, "so many GPUs no machine has"),
+        ("--gpus=2", "", "CUDA_VISIBLE_DEVICES='' lets this shell use no GPUs. Unset it, or name them by --gpus=LIST."),
+        ("--gpus=all", "", "lets this shell use no GPUs"),
+        ("--gpus=2", "-1", "CUDA_VISIBLE_DEVICES='-1' lets this shell use no GPUs"),
+        ("--port=0", None, "--port=0: expected a whole number of at least 1 and at most 65535."),
+        ("--port=99999", None, "--port=99999: expected a whole number of at least 1 and at most 65535."),
+    ],
+)  # fmt: skip
+def test_gpus_and_ports_that_are_none_are_refused(
+    flag: str, variable: str | None, message: str, machine: Machine
+) -> None:
+    environment = {} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}
+    done = machine.launch(SCRIPT, "2", flag, "--dry_run", *shell("true"), **environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert message in done.stderr
+    assert machine.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "expected"),
+    [
+        ("--gpus=08", None, ["0,1,2,3", "4,5,6,7"]),
+        ("--gpus=5, 3", None, ["5", "3"]),
+        ("--gpus=2", "0, 1", ["0", "1"]),
+        ("--gpus=all", "GPU-8932f937,MIG-GPU-8932f937/1/2", ["GPU-8932f937", "MIG-GPU-8932f937/1/2"]),
+        ("--gpus=1,2", "", ["1", "2"]),  # a list is taken at its word
+    ],
+)
+def test_gpus_in_their_spellings(
+    flag: str, variable: str | None, expected: list[str], machine: Machine
+) -> None:
+    environment = {} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}
+    done = machine.launch(SCRIPT, "2", flag, "--dry_run", *shell("true"), **environment)
+    assert re.findall(r"CUDA_VISIBLE_DEVICES=(\S+)", done.stdout) == expected, done.stderr
+
+
 def test_the_first_failing_status_is_returned_and_the_others_are_stopped(machine: Machine) -> None:
     fails = (
         "echo $$ > pid.$JAX_PROCESS_ID; [ $JAX_PROCESS_ID = 1 ] && "

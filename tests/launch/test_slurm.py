@@ -67,6 +67,16 @@ def test_the_directives(machine: Machine) -> None:
     assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3" in lines
 
 
+def test_a_percent_sign_of_the_log_folder_is_no_pattern(machine: Machine) -> None:
+    """Slurm would write to the folder of the host's name, %N, and logs look in another."""
+    text = script(machine, "--log_dir=100%N/%%b", *COMMAND)
+    assert f"--output={machine.folder}/100%%N/%%%%b/%x_%j.log" in directives(text)
+    folder = machine.folder / "100%N" / "%%b"
+    folder.mkdir(parents=True)
+    (folder / "run_7.log").write_text("here\n")
+    assert machine.launch("slurm.sh", "logs", *NAME, "--log_dir=100%N/%%b").stdout == "here\n"
+
+
 def test_shellcheck_finds_nothing_in_it(machine: Machine) -> None:
     text = script(machine, "--venv=my venv", "--env=A=it's", "--tasks=gpu", "--", "python", *AWKWARD)
     shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")

@@ -480,3 +480,14 @@ def test_resume_for_real_on_two_hosts(machine: Machine) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert pod.seen() == [[[["a  b"], None]] * 2] * 2
     assert "restart 1 of 50" in done.stderr
+
+
+@pytest.mark.parametrize(("flags", "node", "worker"), [
+    ((), "pod-0", "0"), (("--worker=3", "--slice=1"), "pod-1", "3"), (("--worker=all",), "pod-0", "all"),
+])  # fmt: skip
+def test_logs_of_the_host_that_was_asked_for(
+    flags: tuple[str, ...], node: str, worker: str, machine: Machine
+) -> None:
+    assert machine.launch("tpu_pod.sh", "logs", *PLACE, "--slices=2", *flags).returncode == 0
+    (argv,) = machine.calls("gcloud")
+    assert argv[: argv.index("ssh") + 3] == ["compute", "tpus", "tpu-vm", "ssh", node, f"--worker={worker}"]

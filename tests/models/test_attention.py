@@ -69,7 +69,7 @@ def test_attention_equals_its_definition_in_blocks_of_any_size(monkeypatch, rows
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-def test_blocks_give_the_same_bits_as_one_block_where_sums_do_not_cross_rows(monkeypatch):
+def test_blocks_drop_the_same_entries_as_one_block(monkeypatch):
     arrays = inputs(4, 2, 16, 8, segments=True)
     results = []
     for rows in (1, 100):

@@ -78,6 +78,24 @@ def test_exponentials_read_the_bias_and_do_not_look_it_up(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scoring_copies_the_bias_for_no_row(dtype):
+    """Nothing [rows, heads, length, length] is written to memory that is but the bias again."""
+    config = config_of("v1.0", num_layers=2, num_decoder_layers=1)
+    tokens = np.random.default_rng(0).integers(3, config.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+    score = jax.jit(lambda params: apply(config, params, tokens, LABELS, compute=Compute(dtype=dtype)))
+    program = score.lower(init_params(config, 0)).compile().as_text()
+    whole = f"[{ROWS},{config.num_heads},{LENGTH},{LENGTH}]"
+    entry = next(body for body in bodies(program) if body.lstrip().startswith("ENTRY"))
+    written = [line for line in entry.splitlines() if whole in line.split(" = ")[-1].split("{")[0]]
+    assert written, "scores and weights are, at this size"
+    for line in written:
+        called = re.search(r"calls=(%[\w.\-]+)", line)
+        body = next((one for one in bodies(program) if called and one.startswith(called[1] + " (")), line)
+        read = body.split("->")[0]
+        assert whole in read or " dot(" in body, f"made of nothing of its size: {line}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_of_narrow_kernels_transpose_their_narrower_operand(dtype):
     """The last one of attention and of the MLP, here; the others are wide."""
     program, config = compiled(dtype)
