@@ -194,16 +194,18 @@ def make_workloads(bench: Bench, names: Sequence[str], pairs: int | None) -> lis
     return made
 
 
-def packed_share(bench: Bench, name: str) -> float:
-    """Share of useful tokens in packed rows, over as many pairs as a stream packs together."""
+def packed_shares(bench: Bench, name: str) -> dict[int, float]:
+    """Share of useful tokens in packed rows of 512 and 1024, over as many pairs as a stream packs together."""
     folder = bench.folder / "window"
     folder.mkdir(exist_ok=True)
     lengths = workloads.make(name, goals.WINDOW, folder, bench.flags.shared).lengths
-    layout = Layout("packed").resolve(bench.flags.device, 512)
-    assert layout.row_length is not None
-    assert layout.slots is not None
-    *_, count = packing.assign(lengths, layout.row_length, layout.slots)
-    return float(lengths.sum() / (count * layout.row_length))
+    shares = {}
+    for row_length in (512, 1024):
+        layout = Layout("packed", row_length=row_length).resolve(bench.flags.device, 512)
+        assert layout.slots is not None
+        *_, count = packing.assign(lengths, row_length, layout.slots)
+        shares[row_length] = float(lengths.sum() / (count * row_length))
+    return shares
 
 
 def measure(
@@ -267,14 +269,14 @@ def run_main_table(bench: Bench, known: dict[str, str]) -> None:
         bench.remarks.append(message)
     given = make_workloads(bench, names, bench.flags.pairs)
 
-    shares = {name: packed_share(bench, name) for name in names if not name.startswith("fixed-")}
+    shares = {name: packed_shares(bench, name) for name in names if not name.startswith("fixed-")}
 
     def keep(name: str, rows: list[Row]) -> None:
         bench.sections[name] = rows
         roof = bench.roof("bfloat16") if bench.flags.device == "gpu" else None
         shape = models.SHAPES[bench.flags.model]
         bench.goals[name] = goals.scoring(
-            name, rows, automatic(bench.flags.device), packed=shares.get(name), shape=shape, roof=roof
+            name, rows, automatic(bench.flags.device), packed=shares.get(name, {}), shape=shape, roof=roof
         )
         bench.save()
 

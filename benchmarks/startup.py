@@ -4,8 +4,9 @@
 
 Each measurement is a new process that imports, loads the model and its tokenizer and scores one pair, as a command-line
 tool or a function in the cloud does; the clock is the parent's. Ours is measured with a warm cache of compiled programs
-(the usual case: the second run of a program on a machine) and with an empty one. They take turns in a new order each
-round. The goal is the warm one. Both must give the same score.
+(the usual case: the second run of a program on a machine) and with an empty one; with an empty one also for pairs of
+all lengths of rows, as a first collection has them. They take turns in a new order each round. The goal is the warm one.
+All must give the same score.
 """
 
 from __future__ import annotations
@@ -42,6 +43,25 @@ score = float(reranker.scores(sys.argv[2], [sys.argv[3]])[0])
 scored = time.perf_counter()
 print(json.dumps([score, imported - started, loaded - imported, scored - loaded]), flush=True)
 """
+# A first collection: a call of every length that rows may have, each of which is a program to compile.
+EVERY_LENGTH = """
+import time; started = time.perf_counter()
+import json, sys
+from inranker_jax import Reranker
+imported = time.perf_counter()
+reranker = Reranker.from_pretrained(sys.argv[1], contract="monot5")
+texts = ["model " * words for words in range(1, 520)]
+sizes = [len(ids) for ids in reranker.contract.encode(reranker.tokenizer, [sys.argv[2]] * len(texts), texts)]
+wanted = reranker.layout.lengths
+chosen = {next(n for n in wanted if n >= size): text for size, text in zip(sizes, texts)}
+loaded = time.perf_counter()
+for text in chosen.values():
+    reranker.scores(sys.argv[2], [text])
+score = float(reranker.scores(sys.argv[2], [sys.argv[3]])[0])
+scored = time.perf_counter()
+assert set(chosen) == set(wanted) and reranker.compilations == len(wanted), (wanted, reranker.compilations)
+print(json.dumps([score, imported - started, loaded - imported, scored - loaded]), flush=True)
+"""
 PYTORCH = """
 import time; started = time.perf_counter()
 import json, sys
@@ -62,6 +82,7 @@ print(json.dumps([true - false, imported - started, loaded - imported, scored - 
 CONTENDERS = {
     "ours, warm cache": OURS,
     "ours, empty cache": OURS,
+    "ours, empty cache, rows of every length": EVERY_LENGTH,
     "transformers with PyTorch": PYTORCH,
 }
 
@@ -82,7 +103,7 @@ def measure(
 ) -> None:
     """Starts one process, and waits for its score; `keep` is off for a run that only fills caches."""
     with tempfile.TemporaryDirectory() as empty:
-        changed = {"JAX_COMPILATION_CACHE_DIR": empty} if row.name == "ours, empty cache" else {}
+        changed = {"JAX_COMPILATION_CACHE_DIR": empty} if "empty cache" in row.name else {}
         started = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-c", CONTENDERS[row.name], str(model), QUERY, DOCUMENT],

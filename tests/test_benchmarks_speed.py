@@ -90,7 +90,7 @@ def test_goals_compare_with_the_fastest_peer_and_say_what_is_missing():
         row_of("CTranslate2 float32 1x2", "sorted", [0.4]),
         row_of("ONNX Runtime float32", "sorted", [0.6]),
     ]
-    found = goals.scoring("fixed-256", rows, "bucketed", packed=None, shape=SMALL)
+    found = goals.scoring("fixed-256", rows, "bucketed", packed={}, shape=SMALL)
     assert [goal.reached for goal in found] == [pytest.approx(2.0), pytest.approx(0.8), None]
     assert [goal.cells()[5] for goal in found] == ["yes", "no", "not measured"]
     assert "CTranslate2" in found[1].beside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from . import flops
 from .report import Goal, goal
@@ -53,7 +53,7 @@ def scoring(
     rows: Sequence[Row],
     automatic: str,
     *,
-    packed: float | None,
+    packed: Mapping[int, float],
     shape: flops.Shape,
     roof: float | None = None,
 ) -> list[Goal]:
@@ -63,7 +63,7 @@ def scoring(
       workload: its name.
       rows: of its table.
       automatic: the layout that ours takes by default.
-      packed: share of useful tokens in packed rows, for a mix.
+      packed: share of useful tokens in packed rows by their length, for a mix.
       shape: the model's.
       roof: FLOP/s of bfloat16 products of an accelerator, which has goals of its own.
     """
@@ -78,13 +78,18 @@ def scoring(
             goal(workload, "float32", "better engine, float32", 1.15, f32, found.engines("float32")),
             goal(workload, "bfloat16", "PyTorch bfloat16", 1.3, bf16, found.pytorch("bfloat16", *plain)),
         ]
-    share = Goal(workload, "packed rows", f"useful tokens of {WINDOW:,} pairs", 0.95, packed, unit="%")
+    shares = [
+        Goal(
+            workload, f"packed rows of {length}", f"useful tokens of {WINDOW:,} pairs", 0.95, share, unit="%"
+        )
+        for length, share in packed.items()
+    ]
     if roof is not None:
         reached = needed_share(bf16, shape, roof, training=False) if roof else None
         return [
             Goal(workload, "bfloat16", "share of measured peak", 0.55, reached, unit="%"),
             goal(workload, "bfloat16", "PyTorch padded", 3.0, bf16, found.pytorch("bfloat16", "arrival")),
-            share,
+            *shares,
         ]
     mean = next(row.workload.lengths.mean() for row in rows)
     most = f"padding alone: {512 / mean:.2f}x"
@@ -96,7 +101,7 @@ def scoring(
         goal(workload, "float32", "better engine, float32", 1.1, f32, found.engines("float32")),
         goal(workload, "bfloat16", "PyTorch, sorted", 1.25, bf16, found.pytorch("bfloat16", "sorted")),
         goal(workload, "bfloat16", "ours float32", 1.65, bf16, [f32]),
-        share,
+        *shares,
     ]
 
 
