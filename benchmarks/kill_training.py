@@ -146,6 +146,9 @@ class Soak:
         steps = _steps(group)
         count = len(group.processes)
         victim = self._chance.randrange(count)
+        moment = _moment(
+            output, steps
+        )  # before the signal: after a notice they finish what they were writing
         if form.manner == "notice":
             if not steps:
                 return True  # a notice during start-up ends the process: nothing is lost, and nothing to agree on
@@ -157,7 +160,7 @@ class Soak:
             alive = [process for process in self._end(form, group) if process.status == 0]
             if alive and count > 1 and steps and steps[-1] < self._flags.steps - 1:
                 self.wrong.append(f"{form.name}: a process ended well although another was killed")
-        self.counts[form.name][_moment(output, steps)] += 1
+        self.counts[form.name][moment] += 1
         return True
 
     def _end(self, form: Form, group: Group) -> list[Ended]:

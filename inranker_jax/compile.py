@@ -43,6 +43,13 @@ from inranker_jax.students import with_lengths
 
 _SAY_EVERY = 30.0  # seconds
 
+# Flags of label and score, and what says the same to the training step.
+_IN_GIN = {
+    "mesh": "its mesh is that of the gin files: name one, such as --gin_file=gin/meshes/fsdp.gin",
+    "dtype": """its products are as the gin files say, which --gin.DTYPE='"bfloat16"' changes""",
+    "tokens_per_call": "its micro-batches are as --gin.packing.Layout.tokens_per_call=1024 says",
+}
+
 # Macros that only say where things lie; a compiler needs none of them.
 _PLACES = (
     "MODEL_DIR",
@@ -128,9 +135,9 @@ def program_of(given: argparse.Namespace, found: Recipe, topology: Topology) -> 
     """
     if given.step == "train":
         return programs.training(found, topology, given.mean_length)
-    layout = Layout(tokens_per_call=given.tokens_per_call)
+    layout, dtype = Layout(tokens_per_call=given.tokens_per_call), given.dtype or "bfloat16"
     return programs.forward(
-        found, topology, given.step, given.mean_length, dtype=given.dtype, layout=layout, sizes=given.mesh
+        found, topology, given.step, given.mean_length, dtype=dtype, layout=layout, sizes=given.mesh
     )
 
 
@@ -207,7 +214,7 @@ def run(given: argparse.Namespace, bindings: Sequence[str]) -> int:
         trials = search.search(
             given.meshes or shipped_meshes(),
             given.batch_sizes or [found.batch_size, 2 * found.batch_size],
-            given.remats,
+            given.remats or search.REMATS,
             functools.partial(candidate_program, given, bindings, topology),
             topology,
         )
@@ -240,10 +247,20 @@ def shipped_meshes() -> list[str]:
 
 
 def _mesh_sizes(text: str) -> tuple[int, int, int]:
-    sizes = tuple(int(part) for part in text.lower().split("x"))
-    if len(sizes) != 3:
-        raise argparse.ArgumentTypeError("expected DATAxFSDPxMODEL, such as 1x4x1")
-    return sizes[0], sizes[1], sizes[2]
+    try:
+        data, fsdp, model = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected DATAxFSDPxMODEL, such as 1x4x1") from None
+    return data, fsdp, model
+
+
+def _batch_sizes(text: str) -> list[int]:
+    try:
+        return [flags.positive(part) for part in flags.commas(text)]
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected positive numbers with commas between, such as 32,64"
+        ) from None
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -269,7 +286,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         type=flags.positive,
         help="tokens of a mean pair, for a mix of lengths; without it all pairs have the contract's max_length",
     )
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="label, score: of the products")
+    add("--dtype", choices=("bfloat16", "float32"), help="label, score: of the products (default bfloat16)")
     add("--tokens_per_call", type=flags.positive, help="label, score: tokens of a call on each device")
     add(
         "--mesh",
@@ -278,18 +295,13 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add("--search", action="store_true", help="train: try meshes, batch sizes and rematerialisation")
     add("--meshes", type=flags.commas, help="of gin/meshes, to search (default: all)")
-    add(
-        "--batch_sizes",
-        type=lambda text: [flags.positive(part) for part in flags.commas(text)],
-        help="to search (default: the run's own, and twice that)",
-    )
-    add("--remats", type=flags.commas, default=list(search.REMATS), help="to search (default none,dots,full)")
+    add("--batch_sizes", type=_batch_sizes, help="to search (default: the run's own, and twice that)")
+    add("--remats", type=flags.commas, help="to search (default none,dots,full)")
     add("--output", help="file for the report as JSON")
     given = parser.parse(rest)
     if not given.gin_file:
         raise InputError("no --gin_file: name one, such as --gin_file=gin/runs/inranker_3b_phase2.gin.")
-    if given.search and given.step != "train":
-        raise InputError(f"--search with --step={given.step}: it searches for the training step only.")
+    _check_together(given)
     for name, known in (("meshes", shipped_meshes()), ("remats", search.REMATS)):
         for value in getattr(given, name) or ():
             if value not in known:
@@ -297,6 +309,20 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
                     f"--{name}: no {value!r}.{did_you_mean(value, known)} Known: {', '.join(known)}."
                 )
     return given, bindings
+
+
+def _check_together(given: argparse.Namespace) -> None:
+    """Refuses flags that would change nothing."""
+    if given.search and given.step != "train":
+        raise InputError(f"--search with --step={given.step}: it searches for the training step only.")
+    for name, instead in _IN_GIN.items():
+        if given.step == "train" and getattr(given, name) is not None:
+            raise InputError(
+                f"--{name} is for --step=label and --step=score. This is --step=train: {instead}."
+            )
+    for name in ("meshes", "batch_sizes", "remats"):
+        if not given.search and getattr(given, name) is not None:
+            raise InputError(f"--{name} is what --search tries. Add --search, or leave --{name} out.")
 
 
 def _beside(work: Callable[[], int]) -> int:

@@ -1,14 +1,13 @@
 """Several processes as one JAX program: who takes part, and how a process joins.
 
-On Cloud TPU, Slurm, Open MPI and GKE a command joins its peers by itself, found out by JAX. Elsewhere each process
+On Cloud TPU, Slurm, Open MPI 4 and GKE a command joins its peers by itself, found out by JAX. Elsewhere each process
 is told, by flags or by the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, which is
-what `launch/local_processes.sh` and the manifests for Kubernetes set.
+what `launch/local_processes.sh` and the manifests for Kubernetes set; under Open MPI 5 the address is enough.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import importlib.util
 import os
 import secrets
@@ -26,6 +25,10 @@ VARIABLES = {
     "process_count": "JAX_NUM_PROCESSES",
     "process_index": "JAX_PROCESS_ID",
 }
+_MPI_SIZE, _MPI_INDEX, _MPI_LOCAL_INDEX = (
+    f"OMPI_COMM_WORLD_{name}" for name in ("SIZE", "RANK", "LOCAL_RANK")
+)
+_MPI_ADDRESS = "OMPI_MCA_orte_hnp_uri"  # from which JAX has process 0; mpirun sets it up to Open MPI 4
 _HEARTBEAT = "INRANKER_JAX_HEARTBEAT_SECONDS"
 _SHARED_SECONDS = 120.0  # network file systems show a file of another host after at most a minute
 _count = 1
@@ -60,7 +63,7 @@ def join(
       (index, count) of this process; (0, 1) where it is alone.
 
     Raises:
-      InputError: one of the three is missing or out of range.
+      InputError: one of the three is missing or out of range, or a launcher's variable is.
       PeersError: the others were not reached in time.
     """
     given = {
@@ -86,14 +89,16 @@ def join(
         if told is None:
             jax.distributed.initialize(heartbeat_timeout_seconds=seconds)
         else:
-            address, count, index = told
+            address, count, index, devices = told
             progress.announce(
                 f"process {index} of {count} waits for the others at {address}, at most 5 minutes"
             )
-            jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=seconds)
+            jax.distributed.initialize(
+                address, count, index, local_device_ids=devices, heartbeat_timeout_seconds=seconds
+            )
     except (RuntimeError, ValueError) as error:
         raise PeersError(
-            f"could not join the other processes ({told or launcher}): {error}. Start all of them, with "
+            f"could not join the other processes ({told[:3] if told else launcher}): {error}. Start all of them, with "
             "the same coordinator address, which must be reachable from every host."
         ) from error
     index, count = jax.process_index(), jax.process_count()
@@ -108,41 +113,84 @@ def join(
 
 def _told(
     given: Mapping[str, str | int | None], environment: Mapping[str, str]
-) -> tuple[str, int, int] | None:
-    """Address, count and index from flags, else from the environment; None where nothing is said."""
+) -> tuple[str, int, int, list[int] | None] | None:
+    """Address, count, index and own devices (None: all, or as JAX knows) from flags, else from the environment.
+
+    Returns:
+      None where nothing is said.
+    """
     values: dict[str, str | int | None] = dict(given)
+    devices = None
     if all(value is None for value in values.values()):
         values = {name: environment.get(variable) for name, variable in VARIABLES.items()}
-        if values["process_count"] is None and values["process_index"] is None:
+    if values["process_count"] is None and values["process_index"] is None:
+        if _MPI_ADDRESS not in environment and _number(environment, _MPI_SIZE) > 1:
+            values |= _told_by_mpi(values["coordinator_address"], environment)
+            if "JAX_LOCAL_DEVICE_IDS" not in environment:  # one device each, as JAX has it under Open MPI 4
+                devices = [_number(environment, _MPI_LOCAL_INDEX, 0)]
+        elif given["coordinator_address"] is None:
             return None  # JAX reads an address alone by itself, where a cluster says the rest
     missing = [name for name, value in values.items() if value is None]
     if missing:
         flags = ", ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
         raise InputError(f"several processes need {flags} too.")
     for name in ("process_count", "process_index"):
-        if not str(values[name]).isdigit():
-            raise InputError(f"--{name} (or {VARIABLES[name]}) is {values[name]!r}; expected a whole number.")
+        if not _is_number(str(values[name])):
+            raise InputError(
+                f"--{name} (or {VARIABLES[name]}) is {values[name]!r}; expected a whole number, such as 2. Without "
+                f"{', '.join(VARIABLES.values())} and their flags the process is on its own."
+            )
     count, index = int(str(values["process_count"])), int(str(values["process_index"]))
     if not 0 <= index < count:
         raise InputError(
             f"process {values['process_index']} of {values['process_count']}: expected 0 <= index < count."
         )
     address = str(values["coordinator_address"])
-    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
+    if not address.rpartition(":")[0] or not _is_number(address.rpartition(":")[2]):
         raise InputError(f"coordinator address {address!r}: expected HOST:PORT, such as 10.0.0.2:8476.")
-    return address, count, index
+    return address, count, index, devices
+
+
+def _told_by_mpi(address: str | int | None, environment: Mapping[str, str]) -> dict[str, str | int | None]:
+    """Count and index under Open MPI 5, which says all but where process 0 is."""
+    count, index = _number(environment, _MPI_SIZE), _number(environment, _MPI_INDEX)
+    if address is None:
+        raise InputError(
+            f"process {index} of {count} of Open MPI ({_MPI_SIZE}), whose mpirun does not say where process 0 is, as "
+            "it did up to version 4. Add --coordinator_address=HOST:PORT (or set "
+            f"{VARIABLES['coordinator_address']}): the host of process 0 and a free port there, such as "
+            "10.0.0.2:8476. Count and index need not be given."
+        )
+    return {"process_count": count, "process_index": index}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _number(environment: Mapping[str, str], variable: str, default: int = 1) -> int:
+    text = environment.get(variable, str(default))
+    if not _is_number(text):
+        raise InputError(
+            f"{variable} is {text!r}; expected a whole number, as the launcher sets it. `unset {variable}` where no "
+            "launcher has started this process."
+        )
+    return int(text)
 
 
 def managed_by(environment: Mapping[str, str]) -> str | None:
     """The launcher that JAX can ask for the other processes, or None.
 
+    Raises:
+      InputError: a launcher's variable is not a number.
+
     >>> managed_by({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NODELIST": "n[0-1]", "SLURM_PROCID": "3"})
     'Slurm'
     """
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        return "Slurm"
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    if _MPI_ADDRESS in environment and _number(environment, _MPI_SIZE) > 1:
         return "Open MPI"
+    if _number(environment, "SLURM_STEP_NUM_TASKS") > 1 and "SLURM_PROCID" in environment:
+        return "Slurm"
     if "MEGASCALE_COORDINATOR_ADDRESS" in environment:
         return "Cloud TPU, several slices"
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
@@ -153,9 +201,15 @@ def managed_by(environment: Mapping[str, str]) -> str | None:
 
 
 def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
-    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-    asked_not_to = "TPU_SKIP_MDS_QUERY" in environment or environment.get("JAX_PLATFORMS", "tpu")[:3] != "tpu"
-    return bool(chips) and not asked_not_to and importlib.util.find_spec("libtpu") is not None
+    """Whether JAX will ask Cloud TPU's metadata for the other hosts; as it is imported, it looks for TPUs' PCI ids."""
+    asked_not_to = (
+        "TPU_SKIP_MDS_QUERY" in environment or (environment.get("JAX_PLATFORMS") or "tpu")[:3] != "tpu"
+    )
+    if asked_not_to or importlib.util.find_spec("libtpu") is None:
+        return False
+    from jax._src import cloud_tpu_init
+
+    return cloud_tpu_init.running_in_cloud_tpu_vm
 
 
 def alone() -> bool:
@@ -186,12 +240,12 @@ def check_shared(folder: paths.PathType) -> None:
         return
     import jax
 
-    index, client, place = jax.process_index(), _client(), paths.of(folder) / ".session"
+    index, service, place = jax.process_index(), client(), paths.of(folder) / ".session"
     if index == 0:
         token = secrets.token_hex(8)
         paths.write(place, token)
-        client.key_value_set("inranker_jax/session", token)
-    token = client.blocking_key_value_get("inranker_jax/session", 7 * 24 * 3600 * 1000)
+        service.key_value_set("inranker_jax/session", token)
+    token = service.blocking_key_value_get("inranker_jax/session", 7 * 24 * 3600 * 1000)
     end = time.monotonic() + _SHARED_SECONDS
     while not _holds(place, token):
         if time.monotonic() > end:
@@ -219,7 +273,7 @@ def barrier(name: str, seconds: float = 7 * 24 * 3600.0) -> None:
     minute on CPUs.
     """
     if not alone():
-        _client().wait_at_barrier(f"inranker_jax/{name}", round(seconds * 1000))
+        client().wait_at_barrier(f"inranker_jax/{name}", round(seconds * 1000))
 
 
 def tell(topic: str, text: str) -> None:
@@ -227,16 +281,16 @@ def tell(topic: str, text: str) -> None:
     if not alone():
         import jax
 
-        _client().key_value_set(f"inranker_jax/{topic}/{jax.process_index()}", text, allow_overwrite=True)
+        client().key_value_set(f"inranker_jax/{topic}/{jax.process_index()}", text, allow_overwrite=True)
 
 
 def told(topic: str) -> list[str]:
     """What processes told last, in no order: this one's too, and none of those that have told nothing yet."""
-    return [] if alone() else [text for _, text in _client().key_value_dir_get(f"inranker_jax/{topic}/")]
+    return [] if alone() else [text for _, text in client().key_value_dir_get(f"inranker_jax/{topic}/")]
 
 
-def _client() -> Any:
-    """The coordination service, of which JAX has no public name."""
+def client() -> Any:
+    """The client of JAX's coordination service, which has no public name; only where this process has joined others."""
     from jax._src.distributed import global_state
 
     assert global_state.client is not None

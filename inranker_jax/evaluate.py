@@ -10,7 +10,7 @@ own `result.json`. Run the same command again to go on after an interruption: fi
 and in an unfinished one the queries already scored are kept.
 
 Several processes or hosts share the model's work, through an output folder that all of them see: on Cloud TPU, Slurm,
-Open MPI and GKE the same command on every host is enough; elsewhere add `--coordinator_address=HOST:PORT`,
+Open MPI 4 and GKE the same command on every host is enough; elsewhere add `--coordinator_address=HOST:PORT`,
 `--process_count` and `--process_index` (the last two alone: independent processes, whenever they run). Process 0
 writes the results, which do not depend on the number of processes. The model must fit the devices of one process.
 """

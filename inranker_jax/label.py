@@ -8,7 +8,7 @@
 Per query one positive and `--negatives` documents sampled from its first `--depth` candidates are scored by
 each `--teacher`. The folder gets `lists.parquet`, `labels.json` and the label store (see
 `corpora.label_folder` and `corpora.label_store`). Run the same command again to go on after any interruption.
-Several processes or hosts share the work, through a folder that all of them see. On Cloud TPU, Slurm, Open MPI and
+Several processes or hosts share the work, through a folder that all of them see. On Cloud TPU, Slurm, Open MPI 4 and
 GKE the same command on every host is enough; elsewhere add `--coordinator_address=HOST:PORT`, `--process_count` and
 `--process_index`. With the last two alone, processes are independent of each other: each does its share whenever it
 runs. Labels do not depend on the number of processes, which may change when the command is run again.

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -207,7 +208,10 @@ def test_labels_of_a_slice_are_compiled_for_each_of_its_hosts(
         (["--topology=cpu:8", "--step=trian"], "invalid choice: 'trian'"),
         (["--topology=cpu:8", "--search", "--step=label"], "--search with --step=label"),
         (["--topology=cpu:8", "--search", "--meshes=fspd"], "--meshes: no 'fspd'. Did you mean 'fsdp'?"),
-        (["--topology=cpu:8", "--mesh=2x2", "--step=score"], "DATAxFSDPxMODEL"),
+        (
+            ["--topology=cpu:8", "--mesh=2x2", "--step=score"],
+            "argument --mesh: '2x2': expected DATAxFSDPxMODEL, such as 1x4x1",
+        ),
         (["--topology=cpu:8", "--mean_length=65"], "mean length 65: expected 1 to 64 tokens"),
         (
             [
@@ -231,6 +235,30 @@ def test_mistakes_are_one_line_and_status_2(run_file: str, arguments: list[str],
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mesh=1x8x1"], r"--mesh is for --step=label and --step=score\. .*--gin_file=gin/meshes/"),
+        (["--step=train", "--dtype=bfloat16"], r"--dtype is for --step=label .*--gin\.DTYPE="),
+        (["--tokens_per_call=8"], r"--tokens_per_call is for .*--gin\.packing\.Layout\.tokens_per_call="),
+        (["--search", "--mesh=1x8x1"], r"--mesh is for --step=label and --step=score"),
+        (["--meshes=fsdp"], r"--meshes is what --search tries\. Add --search"),
+        (["--batch_sizes=32"], r"--batch_sizes is what --search tries"),
+        (["--step=label", "--remats=none"], r"--remats is what --search tries"),
+        (["--step=score", "--mesh=axbxc"], r"argument --mesh: 'axbxc': expected DATAxFSDPxMODEL"),
+        (["--search", "--batch_sizes=32,many"], r"argument --batch_sizes: '32,many': expected positive"),
+        (["--search", "--batch_sizes=0"], r"argument --batch_sizes: '0': expected positive numbers"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compile.main(["--gin_file=gin/small_synth.gin", "--topology=cpu:8", *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert re.match(f"error: {message}", shown), shown
+    assert shown.count("\n") == 1
 
 
 def test_a_run_without_a_model_says_what_to_bind(tmp_path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 
 import jax
 import pytest
+from jax._src import cloud_tpu_init
 
 from benchmarks.process_group import Group, free_port
 from inranker_jax import distributed
@@ -17,6 +19,7 @@ from inranker_jax.errors import InputError, PeersError
 from inranker_jax.interruption import Interruption
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+ORTE = "1531576320.0;tcp://10.96.0.1:34911"
 ALL = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -33,7 +36,9 @@ def _nobody_said_anything(monkeypatch):
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # salloc or sbatch, not srun
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "Slurm"),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, None),  # Open MPI 5, which JAX cannot ask
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": ORTE}, "Open MPI"),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": ORTE}, None),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
         (POD, "Kubernetes"),
         ({"TPU_WORKER_HOSTNAMES": "a"}, None),
@@ -45,6 +50,61 @@ def _nobody_said_anything(monkeypatch):
 )
 def test_launchers_are_recognised(environment, launcher):
     assert distributed.managed_by({"JAX_PLATFORMS": "cpu", **environment}) == launcher
+
+
+def test_a_device_handed_to_virtual_machines_is_no_tpu(monkeypatch):
+    """`/dev/vfio` is where TPUs are too; only their PCI ids tell."""
+    monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/vfio/0"] if "vfio" in pattern else [])
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: object())
+    for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.managed_by({}) is None
+    assert distributed.join() == (0, 1)
+    monkeypatch.setattr(cloud_tpu_init, "running_in_cloud_tpu_vm", True)
+    assert distributed.managed_by({}) == distributed.managed_by({"JAX_PLATFORMS": ""}) == "Cloud TPU"
+    assert distributed.managed_by({"JAX_PLATFORMS": "cpu"}) is None
+    assert distributed.managed_by({"TPU_SKIP_MDS_QUERY": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "more"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "", {"SLURM_PROCID": "0"}),
+        ("OMPI_COMM_WORLD_SIZE", "two", {}),
+        ("OMPI_COMM_WORLD_SIZE", "²", {"OMPI_MCA_orte_hnp_uri": ORTE}),
+        ("OMPI_COMM_WORLD_RANK", "-1", {"OMPI_COMM_WORLD_SIZE": "2"}),
+    ],
+)
+def test_a_launchers_variable_that_is_no_number_is_named(monkeypatch, variable, value, more):
+    for name, text in (more | {variable: value}).items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(
+        InputError, match=f"^{variable} is '{value}'; expected a whole number.*unset {variable}"
+    ):
+        distributed.join()
+
+
+def test_open_mpi_5_needs_an_address_and_nothing_else(monkeypatch):
+    """Its mpirun says who a process is, but not where process 0 is. All shown by `mpirun -n 3 env`."""
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *told, **more: joined.append((told, more)))
+    monkeypatch.setattr(jax, "process_index", lambda: 2)
+    for name, value in (("SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    with pytest.raises(InputError, match=r"process 2 of 3 of Open MPI .*Add --coordinator_address=HOST:PORT"):
+        distributed.join()
+    distributed.join("10.0.0.2:8476")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.3:8476")
+    distributed.join()
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")
+    distributed.join()
+    distributed.join("10.0.0.4:8476", 6, 5)
+    assert [(*told, more["local_device_ids"]) for told, more in joined] == [
+        ("10.0.0.2:8476", 3, 2, [1]),
+        ("10.0.0.3:8476", 3, 2, [1]),
+        ("10.0.0.3:8476", 3, 2, None),
+        ("10.0.0.4:8476", 6, 5, None),
+    ]
 
 
 def test_alone_without_a_word():
@@ -76,10 +136,22 @@ def test_half_of_what_is_needed_is_refused(given, words):
         distributed.join(*given)
 
 
-def test_the_environment_says_the_same_as_flags(monkeypatch):
-    for name, value in zip(ALL, ("localhost:1234", "2", "many"), strict=True):
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (("localhost:1234", "2", "many"), "JAX_PROCESS_ID\\) is 'many'; expected a whole number"),
+        (
+            ("localhost:1234", "²", "0"),
+            "JAX_NUM_PROCESSES\\) is '²'; expected a whole number, such as 2. Without",
+        ),
+        (("localhost:1234", "2", ""), "JAX_PROCESS_ID\\) is ''; expected a whole number"),
+        (("localhost:¹", "2", "0"), "coordinator address 'localhost:¹': expected HOST:PORT"),
+    ],
+)
+def test_the_environment_says_the_same_as_flags(monkeypatch, values, words):
+    for name, value in zip(ALL, values, strict=True):
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="JAX_PROCESS_ID\\) is 'many'; expected a whole number"):
+    with pytest.raises(InputError, match=words):
         distributed.join()
 
 

@@ -75,7 +75,7 @@ def test_two_processes_train_as_one_does(setting, two_processes, tmp_path):
 
 @pytest.mark.slow
 def test_killed_processes_end_with_the_same_bytes(setting, two_processes):
-    """One of two, then the other, then both; some kills come while a checkpoint is being written."""
+    """One of two, then the other, then both; a kill may come while a checkpoint is being written."""
     output = setting.parent / "killed"
     chance = random.Random(5)
     for marker, victims in (("step 2/", (1,)), ("step 5/", (0,)), ("step 8/", (0, 1))):

@@ -119,7 +119,7 @@ def kill_when(process, step, delay):
 @pytest.mark.slow
 def test_killed_at_several_points_it_ends_with_the_same_bytes(setting, uninterrupted):
     output = setting.parent / "killed"
-    # Delays put some kills into asynchronous saves, which start after steps 2, 4, ...
+    # Asynchronous saves start after steps 2, 4, ...; delays may put kills into them, the next test surely does.
     for step, delay in ((1, 0.0), (4, 0.02), (6, 0.05), (8, 0.0)):
         process = subprocess.Popen(
             command(setting, output),
@@ -135,6 +135,52 @@ def test_killed_at_several_points_it_ends_with_the_same_bytes(setting, uninterru
     )
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr
+    assert_same_bytes(final_state(output), final_state(uninterrupted[0]))
+
+
+# Python imports it in every process: a local checkpoint is whole with the renaming of its folder.
+KILLS_ITSELF = """
+import os, pathlib, signal, threading
+
+moment = os.environ.get("TEST_KILL_AT_COMMIT")
+rename = os.rename
+
+def rename_or_die(source, target, **more):
+    folder = pathlib.Path(target)
+    dies = (folder.parent.name, folder.name) == ("checkpoints", "6")
+    dies = dies and threading.current_thread() is not threading.main_thread()
+    if dies and moment == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target, **more)
+    if dies and moment == "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if moment:
+    os.rename = rename_or_die
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "left"), [("before", 4), ("after", 6)])
+def test_killed_as_an_asynchronous_save_is_committed_it_ends_with_the_same_bytes(
+    setting, uninterrupted, tmp_path, moment, left
+):
+    (tmp_path / "sitecustomize.py").write_text(KILLS_ITSELF)
+    output = tmp_path / "run"
+    run = functools.partial(
+        subprocess.run, command(setting, output), capture_output=True, text=True, check=False
+    )
+    ours = environment(setting.parent)
+    places = [str(tmp_path), str(pathlib.Path(__file__).parents[1]), ours.get("PYTHONPATH", "")]
+    hook = {"PYTHONPATH": os.pathsep.join(places), "TEST_KILL_AT_COMMIT": moment}
+    killed = run(env=ours | hook)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    there = {path.name.partition(".")[0]: path for path in (output / "checkpoints").iterdir()}
+    assert ("tmp" in there["6"].name) == (moment == "before"), "all is written; the name alone is missing"
+    assert (there["6"] / "state").is_dir()
+    done = run(env=ours)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming {output} at step {left}" in done.stderr
     assert_same_bytes(final_state(output), final_state(uninterrupted[0]))
 
 

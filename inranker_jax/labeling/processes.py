@@ -1,6 +1,6 @@
 """Processes that share a job through a folder: which one this is, how it waits for others, how all end together.
 
-There are two kinds. Processes of one JAX program (found on Cloud TPU, Slurm, Open MPI and GKE, or told by
+There are two kinds. Processes of one JAX program (found on Cloud TPU, Slurm, Open MPI 4 and GKE, or told by
 `--coordinator_address`) hear of each other through the store of JAX's coordination service; none computes across
 hosts, so none waits for a collective. Independent processes (`--process_index` and `--process_count` alone) know of
 each other only by the files in the folder, and may run at any time.
@@ -14,7 +14,6 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from inranker_jax import distributed
 from inranker_jax.errors import InputError
@@ -93,14 +92,16 @@ class Processes:
         """Lets the other processes of the JAX program know that this one has come to `what`."""
         if self.joined:
             with _coordinated():
-                _client().key_value_set(f"{_key(what)}/{self.index}", value or "yes", allow_overwrite=True)
+                distributed.client().key_value_set(
+                    f"{_key(what)}/{self.index}", value or "yes", allow_overwrite=True
+                )
 
     def heard(self, what: str) -> dict[int, str]:
         """Which processes of the JAX program have told `what`, and their values; none of independent processes."""
         if not self.joined:
             return {}
         with _coordinated():
-            pairs = _client().key_value_dir_get(f"{_key(what)}/")
+            pairs = distributed.client().key_value_dir_get(f"{_key(what)}/")
         return {int(key.rpartition("/")[2]): value for key, value in pairs}
 
     def check(self) -> None:
@@ -223,13 +224,6 @@ def _last_words(error: BaseException, interruption: Interruption | None) -> str:
 
 def _key(what: str) -> str:
     return f"{_PREFIX}/{what.replace('/', '|')}"
-
-
-def _client() -> Any:
-    """The client of JAX's coordination service, which has no public name; Orbax uses the same."""
-    from jax._src import distributed as private
-
-    return private.global_state.client
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ class Board:
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     board = Board()
-    monkeypatch.setattr(processes, "_client", lambda: board)
+    monkeypatch.setattr(distributed, "client", lambda: board)
     monkeypatch.setattr(processes, "_LONGEST_PAUSE", 0.001)
     return board
 
@@ -188,6 +188,6 @@ def test_a_coordinator_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 
         key_value_set = key_value_dir_get
 
-    monkeypatch.setattr(processes, "_client", Gone)
+    monkeypatch.setattr(distributed, "client", Gone)
     with pytest.raises(PeerStopped, match=r"cannot be reached \(UNAVAILABLE: failed to connect\)"):
         joined(1).check()
