@@ -4,8 +4,8 @@
 
 Each measurement is a new process that imports, loads the model and its tokenizer and scores one pair, as a command-line
 tool or a function in the cloud does; the clock is the parent's. Ours is measured with a warm cache of compiled programs
-(the usual case: the second run of a program on a machine) and with an empty one; with an empty one also for pairs of
-all lengths of rows, as a first collection has them. They take turns in a new order each round. The goal is the warm one.
+(the usual case: the second run of a program on a machine), with an empty one, and with an empty one for pairs of all
+lengths of rows, as a first collection has them. They take turns in a new order each round. The goal is the warm one.
 All must give the same score.
 """
 

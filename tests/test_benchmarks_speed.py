@@ -322,7 +322,7 @@ def test_training(tmp_path):
 @pytest.mark.slow
 def test_startup_and_memory(tmp_path):
     _, data = run("startup", tmp_path, "--model=micro", "--rounds=1")
-    assert [row["error"] for row in data["rows"]] == [None] * 3
+    assert [row["error"] for row in data["rows"]] == [None] * 4
     assert all(len(row["seconds"]) == 1 for row in data["rows"])
     _, data = run(
         "memory",

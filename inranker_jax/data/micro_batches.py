@@ -166,10 +166,9 @@ def _resampled(lists: Sequence[np.ndarray], batch_size: int) -> list[list[np.nda
     if not lists:
         return []
     documents = batch_size * np.mean([len(lengths) for lengths in lists])
+    enough = float(_SIMULATED_DOCUMENTS / documents)
     # Six of moderate size; the largest vary little, and cost much.
-    count = int(
-        np.clip(_SIMULATED_DOCUMENTS / documents, min(6, max(3, 4 * _SIMULATED_DOCUMENTS / documents)), 24)
-    )
+    count = int(min(24.0, max(3.0, enough, min(6.0, 4 * enough))))
     rng = np.random.default_rng(0)
     sizes = np.rint(batch_size * np.linspace(0.94, 1.06, count)).astype(int)
     return [[lists[number] for number in rng.integers(0, len(lists), size)] for size in sizes]
