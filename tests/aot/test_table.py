@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -138,6 +139,14 @@ def test_batches_are_read_by_every_host() -> None:
 def test_the_page_of_the_repository_has_its_marks() -> None:
     text = aot_table.DOCS.read_text()
     assert text.count(aot_table.BEGIN) == text.count(aot_table.END) == 1
+
+
+def test_the_page_of_the_repository_says_how_many_cells_are_of_earlier_sources() -> None:
+    """After a change: `python benchmarks/aot_table.py --report_only`, or the cells anew."""
+    cells = json.loads((aot_table.DOCS.parent / "pods.json").read_text())
+    older = sum(cell["versions"]["sources"] != aot_table.versions()["sources"] for cell in cells)
+    found = re.findall(r"(\d+) of the cells by an earlier state", aot_table.DOCS.read_text())
+    assert [int(number) for number in found] == ([older] if older else [])
 
 
 def test_comments_and_docstrings_make_no_cell_anew_but_settings_and_code_do(tmp_path: pathlib.Path) -> None:
