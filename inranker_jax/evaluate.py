@@ -22,7 +22,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from inranker_jax import configuration, distributed, paths, quiet
+from inranker_jax import configuration, distributed, paths, quiet, watchdog
 from inranker_jax.configuration import gin
 from inranker_jax.errors import InputError, did_you_mean
 from inranker_jax.evaluation import pipeline
@@ -58,7 +58,11 @@ def evaluate(flags: argparse.Namespace, settings: pipeline.Settings, processes: 
       PeerStopped: another process of the JAX program has stopped.
     """
     summaries: list[DatasetSummary] = []
-    with Interruption() as interruption, processes.ending_together(announce, interruption):
+    with (
+        Interruption() as interruption,
+        processes.watched(flags.hang_seconds, "group of queries"),
+        processes.ending_together(announce, interruption),
+    ):
         # A signal is only noted when it arrives, and looked at between groups of queries: Python drops an exception
         # that a handler raises inside a garbage collection callback, and JAX has one, so a Ctrl-C that raised at once
         # would sometimes do nothing.
@@ -205,6 +209,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--depth", type=int, help="candidates of each query that the model scores (evaluation.Settings.depth)"
     )
     distributed.add_flags(parser)
+    watchdog.add_flags(parser)
     flags = parser.parse(rest)
     if bool(flags.checkpoint) == flags.bm25_only:
         raise InputError(

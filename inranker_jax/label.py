@@ -21,7 +21,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from inranker_jax import distributed, flags
+from inranker_jax import distributed, flags, watchdog
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
 from inranker_jax.labeling import import_export
@@ -77,6 +77,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--seed", type=int, default=0, help="of the sampling (default 0)")
     distributed.add_flags(parser)
+    watchdog.add_flags(parser)
     add("--chunk_size", type=flags.positive, default=4096, help="pairs between two savings (default 4096)")
     add(
         "--skip_malformed",
@@ -160,11 +161,17 @@ def label(given: argparse.Namespace, interruption: Interruption) -> None:
         # Joining starts JAX, which would take most of the memory of a GPU that torch is to use.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     processes = Processes.join(given)
-    with processes.ending_together(announce, interruption):
+    with (
+        processes.watched(given.hang_seconds, "chunk"),
+        processes.ending_together(announce, interruption),
+    ):
         for spec in specs:
             check_model(spec)
         job = LabelJob(
-            settings_of(given, processes), announce=announce, stopping=lambda: interruption.requested
+            settings_of(given, processes),
+            announce=announce,
+            stopping=lambda: interruption.requested,
+            processes=processes,
         )
         job.prepare()
         keys = []

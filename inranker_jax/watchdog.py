@@ -1,9 +1,11 @@
-"""Notices when training stands still, and tells where: which host, which step, which phase, which line of code."""
+"""Notices when a process stands still, and tells where: which host, which step, which phase, which line of code."""
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
 import io
+import math
 import os
 import re
 import socket
@@ -29,16 +31,37 @@ _MEANINGS = {
     "device": "waiting for a step's result: for its devices, or for another host which they wait for",
     "validation": "computing the validation loss",
     "checkpoint": "saving, writing the final report, or waiting for other hosts to do so",
+    "scoring": "scoring pairs and saving their scores",
+    "waiting": "looking for the work of other processes in the shared folder",
 }
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--hang_seconds`, for commands without gin parameters of their own."""
+    parser.add_argument(
+        "--hang_seconds",
+        type=_seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="report where this process is when it has saved nothing for so long, 0 for never (default 600)",
+    )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds of 0 or more")
+    return value
 
 
 class Watchdog:
     """A thread that prints a report when no step was finished for too long. It ends nothing unless told to.
 
     Too long is `seconds`, or `factor` times the median step if that is more. The start, the first step (which
-    compiles), a validation and a save may each take six times as long. While nothing moves, reports come again after
-    twice, four times, eight times as long. Each process reports on itself, to standard error: in a job of several
-    hosts, the one whose phase is not `device` is the one that holds up the others.
+    compiles), a validation and a save may each take six times as long. Who waits for other processes (phase `waiting`)
+    is late when it has not looked for them for `seconds`. While nothing moves, reports come again after twice, four
+    times, eight times as long. Each process reports on itself, to standard error: in a job of several
+    hosts, the one whose phase is neither `device` nor `waiting` is the one that holds up the others.
 
     Should the interpreter itself be stuck (native code that never gives back its lock), no Python thread can report;
     then faulthandler's own thread prints the bare stacks, some time later.
@@ -50,6 +73,7 @@ class Watchdog:
       process: (index, count) of this process.
       exit_after: seconds without a step after which the process is ended with status 75, for launchers that start it
         again; None for never. Not before the first batch: what takes long to start would be ended for ever.
+      step: what a step is called.
       report: prints a text.
 
     Raises:
@@ -63,6 +87,7 @@ class Watchdog:
         factor: float = 20.0,
         process: tuple[int, int] = (0, 1),
         exit_after: float | None = None,
+        step: str = "step",
         report: Callable[[str], None] = announce,
     ) -> None:
         if seconds < 0 or factor < 0 or (exit_after is not None and exit_after <= 0):
@@ -75,6 +100,7 @@ class Watchdog:
         self._factor = factor
         self._process = process
         self._exit_after = exit_after
+        self._step = step
         self._report = report
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=_NAME, daemon=True)
@@ -97,6 +123,8 @@ class Watchdog:
         phase, since = self._phases.current
         if phase in ("startup", "validation", "checkpoint"):
             return since, self._seconds * _PATIENCE
+        if phase == "waiting":
+            return self._phases.seconds_without_step, self._seconds
         if self._phases.last_step is None:
             return self._phases.seconds_without_step, self._seconds * _PATIENCE
         steps = self._phases.step_seconds
@@ -109,14 +137,16 @@ class Watchdog:
             stood, limit = self.limit()
             self._have_native_watch(limit + 3 * pause)
             if self._reports and stood < self._stood_at:
-                self._report(f"training goes on, after it stood still for {clock(self._stood_at)} or more")
+                self._report(f"it goes on, after it stood still for {clock(self._stood_at)} or more")
                 self._reports = 0
             if stood >= limit * 2**self._reports:
                 self._reports += 1
                 self._report(self.describe(stood, limit))
             starting = self._phases.current[0] == "startup"
             if self._exit_after is not None and not starting and stood >= max(limit, self._exit_after):
-                self._report(f"ending this process with status {EXIT_STATUS}: no step for {clock(stood)}")
+                self._report(
+                    f"ending this process with status {EXIT_STATUS}: no {self._step} for {clock(stood)}"
+                )
                 sys.stdout.flush()
                 os._exit(EXIT_STATUS)
             self._stood_at = stood
@@ -128,9 +158,9 @@ class Watchdog:
         step = self._phases.last_step
         following = f"next report in {clock(max(0.0, limit * 2**self._reports - stood))} unless it goes on"
         lines = [
-            f"HANG? no step was finished for {clock(stood)} (allowed: {clock(limit)})",
+            f"HANG? no {self._step} was finished for {clock(stood)} (allowed: {clock(limit)})",
             f"  process {index} of {count} on {socket.gethostname()}, pid {os.getpid()}",
-            f"  last finished step: {'none in this session' if step is None else step}",
+            f"  last finished {self._step}: {'none in this session' if step is None else step}",
             f"  phase: {phase}, for {clock(since)}: {_MEANINGS.get(phase, phase)}",
             *("  " + line for line in stacks().splitlines()),
             f"end of report; {following}",

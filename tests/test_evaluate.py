@@ -15,6 +15,7 @@ import pytest
 from inranker_jax import evaluate, records
 from inranker_jax.evaluation.pipeline import Model
 from tests.evaluation.tiny_collection import overlap, write_beir
+from tests.hangs import wait_for_report
 from tests.tiny_vocabulary import write_spiece
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -218,6 +219,26 @@ def test_a_signal_ends_the_run_after_the_call_and_keeps_its_scores(
     assert "mini: going on after 1 queries" in message
 
 
+def test_where_it_stands_still_is_told(beir, tmp_path, capsys, monkeypatch):
+    told = []
+
+    def stuck(pairs):
+        if not told:
+            told.append(wait_for_report(capsys))
+        return np.array(overlap(pairs), np.float32)
+
+    monkeypatch.setattr(evaluate, "_load_model", lambda *_: Model(stuck, {"fingerprint": "m"}))
+    status, table, _ = _main(
+        capsys, "--checkpoint=any", f"--beir_dir={beir}", "--datasets=mini", f"--output_dir={tmp_path / 'out'}",
+        "--hang_seconds=0.1",
+    )  # fmt: skip
+    assert status == 0
+    assert table.splitlines()[1].startswith("mini")
+    assert "HANG? no group of queries was finished for " in told[0]
+    assert "\n  last finished group of queries: none in this session\n  phase: scoring, for " in told[0]
+    assert " in stuck\n" in told[0], "the function that is stuck"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -232,6 +253,7 @@ def test_a_signal_ends_the_run_after_the_call_and_keeps_its_scores(
         (["--datasets=mini", "--bm25_only", "--runs=mimi=x"], "not among --datasets (mini). Did you mean"),
         (["--datasets=mini,other", "--bm25_only", "--qrels=q.txt"], "say which: --qrels=DATASET=FILE"),
         (["--datasets=mini", "--bm25_only", "--process_index=1"], "--process_index=1 of --process_count=1: expected"),
+        (["--datasets=mini", "--bm25_only", "--hang_seconds=x"], "argument --hang_seconds: invalid"),
         (["--datasets=mini", "--bm25_only", "--depth=many"], "argument --depth: invalid int value: 'many'"),
         (["--datasets=mini", "--bm25_only", "--output_dir=ftp://b/x"], "no paths of the kind ftp://"),
         (["--datasets=mini", "--bm25_only", "--gin.evaluation.Settings.dept=3"], "dept"),

@@ -16,6 +16,7 @@ from inranker_jax.corpora.label_folder import LabelFolder, read_labels
 from inranker_jax.labeling.job import Settings
 from inranker_jax.labeling.pairs import PairText
 from inranker_jax.labeling.teachers import check_path, parse_spec
+from tests.hangs import wait_for_report
 from tests.labeling.small_mixture import FakeTeacher, write_mixture
 
 pytest.importorskip("pyarrow")
@@ -127,6 +128,27 @@ def test_a_signal_stops_between_chunks(
     assert len(made[1].seen) == 60 - 32
 
 
+def test_where_it_stands_still_is_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    class Stuck(FakeTeacher):
+        def logits(self, chunks: Iterable[Sequence[PairText]]) -> Iterator[np.ndarray]:
+            for number, values in enumerate(super().logits(chunks)):
+                if number == 2:
+                    told.append(wait_for_report(capsys))
+                yield values
+
+    monkeypatch.setattr(label, "open_teacher", lambda _: Stuck())
+    monkeypatch.setattr(label, "check_model", lambda _: None)
+    given = ["--teacher=fake=t5:x", "--hang_seconds=0.3", "--process_index=0", "--process_count=1"]
+    assert label.main(arguments(settings, *given)) == 0
+    assert re.search(r"HANG\? no chunk was finished for \d+s \(allowed: 0s\)\n  process 0 of 1 on ", told[0])
+    assert "\n  last finished chunk: 2\n  phase: scoring, for " in told[0]
+    assert "test_label.py" in told[0], "the line of the code that is stuck"
+
+
 def test_import_and_export(
     settings: Settings, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +203,10 @@ def test_malformed_rows_are_left_out_and_reported(
         (["--import_jsonl=x"], "--teacher_name missing with --import_jsonl"),
         (["--teacher=run:x", "--teacher_name=a"], "is for imports and exports"),
         (["--teacher=run:/no/such/run"], "no such file"),
+        (
+            ["--teacher=run:x", "--hang_seconds=-1"],
+            "--hang_seconds: -1 is not a number of seconds of 0 or more",
+        ),
     ],
 )
 def test_bad_flags(

@@ -56,7 +56,7 @@ def test_a_stuck_pipeline_is_reported_with_its_stack_and_then_that_it_goes_on():
         with phases.phase("data"):
             assert batches.get(timeout=30) == "a batch"
         phases.step_done(1208)
-        wait_until(lambda: said[-1].startswith("training goes on"))
+        wait_until(lambda: said[-1].startswith("it goes on"))
     first = of_data()[0].splitlines()
     assert re.match(r"HANG\? no step was finished for \d+s \(allowed: 0s\)", first[0])
     assert re.match(r"  process 1 of 4 on \S+, pid \d+", first[1])
@@ -125,6 +125,29 @@ def test_what_is_allowed(clock):
         clock.time += 50
         phases.step_done(step)
     assert dog.limit() == (0, 1000)
+
+
+def test_what_is_allowed_to_commands_that_score(clock):
+    phases = Phases.of_scoring(now=clock)
+    dog = Watchdog(phases, seconds=600, factor=20)
+    clock.time += 3000
+    assert dog.limit() == (3000, 3600)  # an index of millions of documents
+    with phases.phase("scoring"):
+        assert dog.limit() == (0, 3600)
+        for _ in range(3):
+            clock.time += 50
+            phases.step_done()
+        assert phases.last_step == 3
+        clock.time += 7
+        assert dog.limit() == (7, 1000)
+    with phases.phase("waiting"):
+        for _ in range(100):  # for a host that is slower
+            clock.time += 60
+            phases.alive()
+        clock.time += 5
+        assert dog.limit() == (5, 600)
+    with phases.phase("scoring"):
+        assert dog.limit() == (0, 1000)
 
 
 def test_nothing_watches_when_told_so():

@@ -120,12 +120,13 @@ class SharedWork:
             if left and not processes.is_first and self.finished() is not None:
                 self.remove()  # candidates that this one has written since
                 return None
-            work.score(
-                score_groups,
-                (processes.index, processes.count),
-                progress=Progress(f"{name} model", self.announce),
-                check=self._check,
-            )
+            with processes.phases.phase("scoring"):
+                work.score(
+                    score_groups,
+                    (processes.index, processes.count),
+                    progress=Progress(f"{name} model", self.announce),
+                    check=self._check,
+                )
             what = f"scores of {name}"
             processes.tell(what)
             if not processes.is_first:
@@ -150,6 +151,8 @@ class SharedWork:
         return ScoreMemory(self.folder / f"{UNFINISHED}.jsonl", self.fingerprint, self.processes.index)
 
     def _check(self) -> None:
+        """After each group of queries."""
+        self.processes.phases.step_done()
         self.check()
         self.processes.check()
 

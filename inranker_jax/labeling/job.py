@@ -55,6 +55,7 @@ class LabelJob:
         *,
         announce: Callable[[str], None],
         stopping: Callable[[], bool] = lambda: False,
+        processes: Processes | None = None,
     ) -> None:
         """Opens the input.
 
@@ -62,6 +63,7 @@ class LabelJob:
           settings: the job.
           announce: prints a line for people.
           stopping: asked after each chunk; when true, `Stopped` is raised.
+          processes: this process among those that share the job, if not as the settings say.
 
         Raises:
           InputError: a setting out of range, or a file that does not exist.
@@ -81,7 +83,9 @@ class LabelJob:
         self._store = LabelStore(settings.store or self.folder / "store")
         self._plans: dict[str, Plan] = {}
         self._conflicts: dict[str, int] = {}
-        self._processes = Processes(settings.process_index, settings.process_count, settings.joined)
+        self._processes = processes or Processes(
+            settings.process_index, settings.process_count, settings.joined
+        )
         self._runs: list[tuple[RunTeacher, Plan]] = []
         process = (settings.process_index, settings.process_count)
         self._session = Session(self.folder, process, usd_per_hour=settings.usd_per_hour, announce=announce)
@@ -357,17 +361,20 @@ class LabelJob:
                 under_way.append(chunk)
                 yield chunk
 
+        def write(values: np.ndarray, scored: int) -> None:
+            chunk = under_way.popleft()
+            self._store.write_part(plan.teacher_key, plan.part(chunk), plan.keys[plan.slice(chunk)], values)
+            self.scored += scored
+            self._session.add(plan.size(chunk), scored)
+            self._processes.phases.step_done()
+
         try:
-            for values, scored in logits(chunks()):
-                chunk = under_way.popleft()
-                self._store.write_part(
-                    plan.teacher_key, plan.part(chunk), plan.keys[plan.slice(chunk)], values
-                )
-                self.scored += scored
-                self._session.add(plan.size(chunk), scored)
-                if self._stopping():
-                    raise Stopped
-                self._processes.check()
+            with self._processes.phases.phase("scoring"):
+                for values, scored in logits(chunks()):
+                    write(values, scored)
+                    if self._stopping():
+                        raise Stopped
+                    self._processes.check()
         finally:
             self._session.store()
         if under_way:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from inranker_jax import distributed
 from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
+from inranker_jax.telemetry.phases import Phases
+from inranker_jax.watchdog import Watchdog
 
 _FIRST_SECONDS, _SHOW_SECONDS = 2.0, 30.0
 _LONGEST_PAUSE = 1.0
@@ -46,11 +48,13 @@ class Processes:
       index: its number, from 0; process 0 also prepares the job and writes its summary.
       count: how many there are.
       joined: whether they are one JAX program.
+      phases: what this one is at; `wait` notes that it waits.
     """
 
     index: int = 0
     count: int = 1
     joined: bool = False
+    phases: Phases = dataclasses.field(default_factory=Phases.of_scoring, compare=False, repr=False)
 
     @classmethod
     def join(cls, flags: argparse.Namespace) -> Processes:
@@ -80,6 +84,10 @@ class Processes:
                 # JAX's preemption service has taken the signal for itself. Here every process may stop where it is.
                 signal.signal(number, signal.getsignal(number))
         return cls(index, count, joined=count > 1)
+
+    def watched(self, seconds: float, step: str) -> Watchdog:
+        """Reports, while it is open, where this process is when no `step` was finished for too long."""
+        return Watchdog(self.phases, seconds, process=(self.index, self.count), step=step)
 
     @property
     def is_first(self) -> bool:
@@ -142,10 +150,22 @@ class Processes:
           InputError: a process says that its part is there, and it is not, for two minutes.
           PeerStopped: another process has stopped.
         """
+        with self.phases.phase("waiting"):
+            self._wait(what, missing, place, announce, check)
+
+    def _wait(
+        self,
+        what: str,
+        missing: Callable[[], Mapping[int, str]],
+        place: object,
+        announce: Callable[[str], None],
+        check: Callable[[], None],
+    ) -> None:
         pause, began = 0.02, time.monotonic()
         shown = began + _FIRST_SECONDS - _SHOW_SECONDS
         done_since: dict[int, float] = {}
         while lacking := missing():
+            self.phases.alive()
             check()
             self.check()
             now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Which part of its work a training process spends its time on, second by second."""
+"""Which part of its work a process spends its time on, second by second."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 TRAINING = ("data", "host", "device")
 PHASES = ("startup", *TRAINING, "compile", "validation", "checkpoint")
+SCORING = ("startup", "scoring", "waiting")
 
 # Tracing, lowering, compiling or finding the program on disk: JAX reports each when it is over.
 _COMPILING = "/jax/core/compile/"
@@ -32,25 +33,43 @@ class Phases:
     - `compile`: tracing and compiling, wherever it happened;
     - `validation`, `checkpoint`: as they say; of an asynchronous save only the part for which training waits.
 
+    Commands that score (`of_scoring`) have `startup`, in which they read their input and load models, `scoring`, whose
+    steps are what they save at once, and `waiting` for other processes.
+
     Args:
       started: `time.time()` at which the session began; now by default.
       now: a clock in seconds.
+      names: the phases; "startup" is the first.
+      stepping: those which steps are made of.
     """
 
-    def __init__(self, started: float | None = None, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        started: float | None = None,
+        now: Callable[[], float] = time.perf_counter,
+        *,
+        names: Sequence[str] = PHASES,
+        stepping: Sequence[str] = TRAINING,
+    ) -> None:
         self._now = now
+        self._stepping = stepping
         self._owner = threading.get_ident()
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._seconds = dict.fromkeys(names, 0.0)
         self.started = time.time() if started is None else started
         if started is not None:
             self._seconds["startup"] = max(0.0, time.time() - started)
         self._base = "startup"
         self._current = ("startup", now())
         self._compiled: list[tuple[float, float]] = []
-        self._trained = 0.0
+        self._spent = 0.0
         self._durations: collections.deque[float] = collections.deque(maxlen=_STEPS_KEPT)
         self._last_step: tuple[int, float] | None = None
         self._resumed_at = now()
+
+    @classmethod
+    def of_scoring(cls, now: Callable[[], float] = time.perf_counter) -> Phases:
+        """The phases of labelling and evaluation."""
+        return cls(now=now, names=SCORING, stepping=("scoring",))
 
     @property
     def current(self) -> tuple[str, float]:
@@ -65,7 +84,7 @@ class Phases:
 
     @property
     def seconds_without_step(self) -> float:
-        """How long ago the last step was finished, or the last validation or checkpoint after it."""
+        """How long ago the last step was finished, or what is no part of steps after it, or `alive` called."""
         latest = self._resumed_at
         if self._last_step:
             latest = max(latest, self._last_step[1])
@@ -73,7 +92,7 @@ class Phases:
 
     @property
     def step_seconds(self) -> list[float]:
-        """How long each of the last steps took, without the phases that are not training, the first left out."""
+        """How long each of the last steps took, without the phases that are no part of steps, the first left out."""
         return list(self._durations)
 
     def seconds(self) -> dict[str, float]:
@@ -87,7 +106,6 @@ class Phases:
         """Makes `name` the phase to which time belongs while no other is open."""
         self._base = name
         self._switch(name)
-        self._resumed_at = self._now()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -98,16 +116,19 @@ class Phases:
             yield
         finally:
             self._switch(before)
-            if name not in TRAINING:
-                self._resumed_at = self._now()
 
-    def step_done(self, step: int) -> None:
-        """Takes note that a step is finished."""
+    def alive(self) -> None:
+        """Takes note that the process is not stuck, though no step is finished: it looked, and waits for others."""
+        self._resumed_at = self._now()
+
+    def step_done(self, step: int | None = None) -> None:
+        """Takes note that a step is finished, by default the next."""
+        step = (self.last_step or 0) + 1 if step is None else step
         seconds = self.seconds()
-        trained = sum(seconds[name] for name in TRAINING)
+        spent = sum(seconds[name] for name in self._stepping)
         if self._last_step is not None:
-            self._durations.append(trained - self._trained)
-        self._trained = trained
+            self._durations.append(spent - self._spent)
+        self._spent = spent
         self._last_step = (step, self._now())
 
     def _switch(self, name: str) -> None:
@@ -115,6 +136,8 @@ class Phases:
         now = self._now()
         self._seconds[before] += now - entered
         self._current = (name, now)
+        if before not in self._stepping:
+            self._resumed_at = now  # what was no part of steps makes none of them late
         self._compiled.clear()
 
     @contextlib.contextmanager

@@ -16,6 +16,9 @@ from inranker_jax.errors import InputError
 from inranker_jax.interruption import Interruption
 from inranker_jax.labeling import processes
 from inranker_jax.labeling.processes import ALONE, PeerStopped, Processes
+from inranker_jax.telemetry.phases import Phases
+from tests.hangs import wait_for_report
+from tests.telemetry.test_phases import Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,36 @@ def test_waiting_names_what_is_missing(board: Board, monkeypatch: pytest.MonkeyP
         "labelled", steps({index: "1 chunk" for index in range(1, 20)}), "DIR", lines.append
     )
     assert "process 8 (1 chunk) and 11 others. Start those that do not run" in lines[1]
+
+
+def test_who_looks_for_others_is_not_stuck(board: Board) -> None:
+    clock = Clock()
+    first = Processes(0, 3, joined=True, phases=Phases.of_scoring(now=clock))
+    seen: list[tuple[str, float]] = []
+
+    def check() -> None:
+        seen.append((first.phases.current[0], first.phases.seconds_without_step))
+        clock.time += 100
+
+    first.wait("labelled", steps(*[{1: "1 chunk"}] * 3), "DIR", lambda _: None, check)
+    assert seen == [("waiting", 0)] * 3
+    assert first.phases.current == ("startup", 0)
+
+
+def test_a_look_that_stands_still_is_told(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+
+    def missing() -> dict[int, str]:
+        """As where a network file system does not answer."""
+        told.append(wait_for_report(capsys))
+        return {}
+
+    third = joined(2)
+    with third.watched(0.2, "chunk"):
+        third.wait("labelled", missing, "DIR", print)
+    assert "process 2 of 3 on " in told[0]
+    assert "phase: waiting, for " in told[0]
+    assert " in missing\n" in told[0]
 
 
 def test_a_part_that_is_told_and_not_there_is_no_shared_folder(
