@@ -155,7 +155,7 @@ def contenders(bench: Bench, cores: int, tokens: int | None = None, *, brief: bo
     for dtype in ("float32", "bfloat16"):
         options = {"folder": source, "dtype": dtype, "tokens": tokens}
         specs.append(Spec(f"ours {dtype}", "contenders.ours_scorer", options, layouts, dtype))
-    return settings.selected(specs, bench.flags.contenders)
+    return settings.selected(specs, bench.flags.contenders, bench.flags.modes)
 
 
 def make_models(bench: Bench) -> dict[str, str]:

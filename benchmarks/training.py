@@ -90,21 +90,22 @@ def make_workload(name: str, folder: pathlib.Path, flags: argparse.Namespace) ->
     return workloads.labelled(whole, name, folder, batch_size, EQUAL_LENGTH if equal else 512)
 
 
-def contenders(flags: argparse.Namespace, model: pathlib.Path, dtype: str) -> list[Spec]:
-    """PyTorch and ours in one precision."""
-    options = {
-        "folder": str(model / "transformers"),
-        "dtype": dtype,
-        "device": flags.device,
-        "micro_batches": flags.micro_batches,
-    }
-    specs = [
-        Spec(f"PyTorch {dtype}", "contenders.torch_trainer", options, ("dynamic", "padded"), dtype),
-        Spec(f"ours {dtype}", "contenders.ours_trainer", options, ("packed", "bucketed", "padded"), dtype),
-    ]
-    return [
-        spec for spec in specs if not flags.contenders or any(part in spec.name for part in flags.contenders)
-    ]
+def contenders(flags: argparse.Namespace, model: pathlib.Path) -> list[Spec]:
+    """PyTorch and ours in all precisions that are wanted."""
+    specs = []
+    for dtype in flags.precisions:
+        options = {
+            "folder": str(model / "transformers"),
+            "dtype": dtype,
+            "device": flags.device,
+            "micro_batches": flags.micro_batches,
+        }
+        layouts = ("packed", "bucketed", "padded")
+        specs += [
+            Spec(f"PyTorch {dtype}", "contenders.torch_trainer", options, ("dynamic", "padded"), dtype),
+            Spec(f"ours {dtype}", "contenders.ours_trainer", options, layouts, dtype),
+        ]
+    return settings.selected(specs, flags.contenders, flags.modes)
 
 
 def chosen(workload: Workload, spec: Spec, mode: str) -> Workload | None:
@@ -113,10 +114,12 @@ def chosen(workload: Workload, spec: Spec, mode: str) -> Workload | None:
     return None if workload.name == EQUAL and mode == same else workload
 
 
-def measure(bench: Bench, given: list[Workload], dtype: str) -> bool:
+def measure(bench: Bench, specs: list[Spec], given: list[Workload], dtype: str) -> bool:
     """All workloads in one precision; False when a contender's losses were other than PyTorch's."""
     flags = bench.flags
-    specs = contenders(flags, bench.model, dtype)
+    specs = [spec for spec in specs if spec.precision == dtype]
+    if not specs:
+        return True
     log = flags.output_dir / "log.txt"
     equal = True
     with rounds.started(specs, flags.cores, log, bench.environment, flags.timeout, rounds.say) as (
@@ -241,6 +244,7 @@ def main() -> int:
     environment = settings.environment(flags)
     with settings.run_folder(flags) as folder:
         model = flags.work_dir / flags.model
+        specs = contenders(flags, model)
         bench = Bench(flags, model, environment, report.machine(flags.cores, environment))
         text_models.random_model(flags.model, flags.work_dir, environment)
         names, message = workloads.available(flags.workloads, flags.shared)
@@ -248,7 +252,7 @@ def main() -> int:
             rounds.say(message)
             bench.remarks.append(message)
         given = [make_workload(name, folder, flags) for name in names]
-        equal = all([measure(bench, given, dtype) for dtype in flags.precisions])
+        equal = all([measure(bench, specs, given, dtype) for dtype in flags.precisions])
         print(bench.save())
     return int(not equal)
 

@@ -143,6 +143,27 @@ def test_contenders_are_chosen_by_name_or_part():
     assert [spec.name for spec in settings.selected(specs, ["PyTorch", "ours"])] == [
         spec.name for spec in specs
     ]
+    with pytest.raises(
+        SystemExit, match=r"--contenders: none is 'packed'. Expected parts of PyTorch float32, "
+    ):
+        settings.selected(specs, ["ours", "packed"])
+
+
+def test_modes_are_chosen_by_name():
+    specs = [
+        Spec("PyTorch", "m", {}, ("dynamic", "padded"), "float32"),
+        Spec("ours", "m", {}, ("packed", "padded"), "float32"),
+    ]
+    found = settings.selected(specs, [], ["packed", "padded"])
+    assert [(spec.name, spec.modes) for spec in found] == [
+        ("PyTorch", ("padded",)),
+        ("ours", ("packed", "padded")),
+    ]
+    assert [spec.name for spec in settings.selected(specs, [], ["dynamic"])] == ["PyTorch"]
+    with pytest.raises(
+        SystemExit, match=r"--modes: none is 'pakced'. Expected some of dynamic, padded, packed"
+    ):
+        settings.selected(specs, [], ["pakced"])
 
 
 # ---- processes -----------------------------------------------------------------------------------------------

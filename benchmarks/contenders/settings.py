@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -33,15 +34,35 @@ def core_numbers(text: str) -> list[int]:
     return usable[: int(text)]
 
 
-def selected(specs: Sequence[Spec], wanted: Sequence[str]) -> list[Spec]:
-    """The contenders that a user named, by whole names or parts of them; all without a wish."""
-    names = {spec.name for spec in specs}
-    return [
-        spec
-        for spec in specs
-        if not wanted
-        or any(part == spec.name or (part in spec.name and part not in names) for part in wanted)
-    ]
+def selected(specs: Sequence[Spec], wanted: Sequence[str], modes: Sequence[str] = ()) -> list[Spec]:
+    """The contenders that a user named, by whole names or parts of them, in the modes that they named.
+
+    Args:
+      specs: all of them.
+      wanted: of `--contenders`; all without a wish.
+      modes: of `--modes`; all without a wish. Contenders that have none of them are left out.
+
+    Raises:
+      SystemExit: a wish that fits nothing: what is not measured should not go unnoticed.
+    """
+    names = [spec.name for spec in specs]
+    known = list(dict.fromkeys(mode for spec in specs for mode in spec.modes))
+
+    def fits(part: str, name: str) -> bool:
+        return part == name or (part in name and part not in names)
+
+    for part in wanted:
+        if not any(fits(part, name) for name in names):
+            raise SystemExit(f"error: --contenders: none is {part!r}. Expected parts of {', '.join(names)}.")
+    for mode in modes:
+        if mode not in known:
+            raise SystemExit(f"error: --modes: none is {mode!r}. Expected some of {', '.join(known)}.")
+    found = []
+    for spec in specs:
+        kept = tuple(mode for mode in spec.modes if not modes or mode in modes)
+        if (kept or not spec.modes) and (not wanted or any(fits(part, spec.name) for part in wanted)):
+            found.append(dataclasses.replace(spec, modes=kept))
+    return found
 
 
 def add_common(parser: argparse.ArgumentParser, name: str, rounds: int) -> None:
@@ -51,6 +72,12 @@ def add_common(parser: argparse.ArgumentParser, name: str, rounds: int) -> None:
     parser.add_argument("--rounds", type=int, default=rounds, help="times that each contender has its turn")
     parser.add_argument(
         "--contenders", type=commas, default=[], help="only those with one of these in the name"
+    )
+    parser.add_argument(
+        "--modes",
+        type=commas,
+        default=[],
+        help="only these, such as sorted, dynamic, padded, bucketed, packed",
     )
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="gpu: PyTorch and ours only")
     add_cores(parser)
