@@ -57,11 +57,11 @@ def _seconds(text: str) -> float:
 class Watchdog:
     """A thread that prints a report when no step was finished for too long. It ends nothing unless told to.
 
-    Too long is `seconds`, or `factor` times the median step if that is more. The start, the first step (which
-    compiles), a validation and a save may each take six times as long. Who waits for other processes (phase `waiting`)
-    is late when it has not looked for them for `seconds`. While nothing moves, reports come again after twice, four
-    times, eight times as long. Each process reports on itself, to standard error: in a job of several
-    hosts, the one whose phase is neither `device` nor `waiting` is the one that holds up the others.
+    Too long is `seconds`, or `factor` times the median step if that is more. The start, the first two steps (the first
+    compiles, and only the second tells how long one takes), a validation and a save may each take six times as long.
+    Who waits for other processes (phase `waiting`) is late when it has not looked for them for `seconds`. While nothing
+    moves, reports come again after twice, four times, eight times as long. Each process reports on itself, to standard
+    error: in a job of several hosts, the one whose phase is neither `device` nor `waiting` holds up the others.
 
     Should the interpreter itself be stuck (native code that never gives back its lock), no Python thread can report;
     then faulthandler's own thread prints the bare stacks, some time later.
@@ -125,10 +125,10 @@ class Watchdog:
             return since, self._seconds * _PATIENCE
         if phase == "waiting":
             return self._phases.seconds_without_step, self._seconds
-        if self._phases.last_step is None:
-            return self._phases.seconds_without_step, self._seconds * _PATIENCE
         steps = self._phases.step_seconds
-        usual = self._factor * statistics.median(steps) if steps else 0.0
+        if not steps:
+            return self._phases.seconds_without_step, self._seconds * _PATIENCE
+        usual = self._factor * statistics.median(steps)
         return self._phases.seconds_without_step, max(self._seconds, usual)
 
     def _watch(self) -> None:

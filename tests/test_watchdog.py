@@ -76,6 +76,7 @@ def test_reports_of_one_hang_come_at_growing_distances():
     phases = Phases()
     phases.begin("host")
     phases.step_done(1)
+    phases.step_done(2)
     with Watchdog(phases, seconds=0.3, report=lambda _: times.append(time.monotonic() - begun)):
         time.sleep(2.0)
         waited = time.monotonic() - begun
@@ -110,6 +111,9 @@ def test_what_is_allowed(clock):
     clock.time += 100
     assert dog.limit() == (100, 3600)  # the first step compiles
     phases.step_done(1)
+    clock.time += 30
+    assert dog.limit() == (30, 3600)  # how long a step takes is not known yet
+    clock.time -= 30
     for step, seconds in enumerate((10, 10, 100), 2):
         clock.time += seconds
         phases.step_done(step)
@@ -136,6 +140,7 @@ def test_what_is_allowed_to_commands_that_score(clock):
         assert dog.limit() == (0, 3600)
         for _ in range(3):
             clock.time += 50
+            assert dog.limit() == (50, 3600 if phases.last_step in (None, 1) else 1000)
             phases.step_done()
         assert phases.last_step == 3
         clock.time += 7
