@@ -187,6 +187,7 @@ from inranker_jax.watchdog import Watchdog
 phases = Phases()
 phases.begin("host")
 phases.step_done(1)
+phases.step_done(2)
 
 def stuck_in_native_code():
     {stuck}
