@@ -150,36 +150,26 @@ class Processes:
           InputError: a process says that its part is there, and it is not, for two minutes.
           PeerStopped: another process has stopped.
         """
-        with self.phases.phase("waiting"):
-            self._wait(what, missing, place, announce, check)
-
-    def _wait(
-        self,
-        what: str,
-        missing: Callable[[], Mapping[int, str]],
-        place: object,
-        announce: Callable[[str], None],
-        check: Callable[[], None],
-    ) -> None:
         pause, began = 0.02, time.monotonic()
         shown = began + _FIRST_SECONDS - _SHOW_SECONDS
         done_since: dict[int, float] = {}
-        while lacking := missing():
-            self.phases.alive()
-            check()
-            self.check()
-            now = time.monotonic()
-            for index in self.heard(what):
-                if index in lacking and now - done_since.setdefault(index, now) > _GRACE_SECONDS:
-                    raise InputError(
-                        f"process {index} has written its part, but {lacking[index]} is not in {place} here. Expected "
-                        "a folder that all hosts share. Use one on a shared or mounted file system."
-                    )
-            if now - shown >= _SHOW_SECONDS:
-                shown = now
-                announce(self._waiting(lacking))
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        with self.phases.phase("waiting"):
+            while lacking := missing():
+                self.phases.alive()
+                check()
+                self.check()
+                now = time.monotonic()
+                for index in self.heard(what):
+                    if index in lacking and now - done_since.setdefault(index, now) > _GRACE_SECONDS:
+                        raise InputError(
+                            f"process {index} has written its part, but {lacking[index]} is not in {place} here. "
+                            "Expected a folder that all hosts share. Use one on a shared or mounted file system."
+                        )
+                if now - shown >= _SHOW_SECONDS:
+                    shown = now
+                    announce(self._waiting(lacking))
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _waiting(self, lacking: Mapping[int, str]) -> str:
         parts = [f"process {index} ({lacking[index]})" for index in sorted(lacking)]
